@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef US_CORE_VM_SPEC_H
+#define US_CORE_VM_SPEC_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* The definition of a VM: what a VM file says, with the defaults filled in. Plain data, no
+ * pointers, so that it can be copied, compared and sent. Strings are NUL-terminated; "" means
+ * "not given". The standby gets the primary's definition, so both start the same machine. */
+
+enum {
+    VM_NAME_MAX = 64,  /* bytes with the NUL; names match [a-z0-9][a-z0-9-]* */
+    HOST_NAME_BYTES = 64,
+    VM_PATH_MAX = 256,
+    VM_APPEND_MAX = 1024,
+    VM_NICS_MAX = 8,
+    VM_ARGS_MAX = 32,
+    VM_ARG_LEN_MAX = 256,
+    VM_BRIDGE_MAX = 16, /* IFNAMSIZ */
+};
+
+#define VM_PAGE_BYTES UINT64_C(4096)
+
+struct vm_nic {
+    uint8_t mac[6];
+    char bridge[VM_BRIDGE_MAX]; /* the bridge on the host that the NIC is plugged into */
+};
+
+/* What happens to the VM's frames while their epoch is not committed. */
+enum vm_output {
+    VM_OUTPUT_HOLD = 1, /* held by the gate (output commit; Remus, NSDI 2008, section 2) */
+};
+
+struct vm_protect {
+    char standby[HOST_NAME_BYTES]; /* "" = do not protect */
+    uint64_t interval_min_ns;     /* shortest time between two cuts */
+    uint64_t interval_max_ns;     /* longest time between two cuts */
+    enum vm_output output;
+};
+
+struct vm_spec {
+    char name[VM_NAME_MAX];
+    uint64_t memory_bytes; /* a multiple of 1 MiB */
+    uint32_t cpus;
+    char machine[64];   /* versioned machine type, e.g. pc-i440fx-7.2 */
+    char cpu_model[64]; /* e.g. qemu64 */
+    char accel[16];     /* "tcg" or "kvm" once resolved */
+    char kernel[VM_PATH_MAX];
+    char initrd[VM_PATH_MAX];
+    char append[VM_APPEND_MAX];
+    char firmware[VM_PATH_MAX]; /* instead of kernel: a firmware image */
+    uint32_t n_nics;
+    struct vm_nic nics[VM_NICS_MAX];
+    uint32_t n_qemu_args;
+    char qemu_args[VM_ARGS_MAX][VM_ARG_LEN_MAX]; /* passed through untouched */
+    struct vm_protect protect;
+};
+
+#endif

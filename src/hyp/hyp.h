@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef US_HYP_HYP_H
+#define US_HYP_HYP_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <systemd/sd-event.h>
+
+#include "base/err.h"
+#include "core/vm_spec.h"
+
+/* The table of operations behind which hypervisors sit. Nothing above it knows QEMU.
+ *
+ * A VM under a hypervisor is a `struct hyp_vm`. Its guest RAM is one shared file that the caller
+ * provides (normally in a tmpfs), so that whoever maps the file sees the guest's memory; page
+ * numbers are offsets into that file divided by VM_PAGE_BYTES.
+ *
+ * Life of a primary's VM:  launch -> [resume] -> track -> (checkpoint -> dirty_take... -> resume)*
+ * Life of a standby's VM:  launch(incoming) -> restore -> (as above)
+ *
+ * Everything runs in the thread of the sd_event loop given at launch. Operations marked "async"
+ * return at once; their outcome arrives by exactly one of the callbacks named there. Callbacks are
+ * never called from inside an operation. After on_exit no other callback comes. */
+
+struct hyp_vm;
+
+/* A run of guest pages. */
+struct page_run {
+    uint64_t first; /* page number */
+    uint64_t count; /* pages, at least 1 */
+};
+
+/* CPU and device state of a stopped VM. `format` says who can read it: for QEMU
+ * "qemu:" + machine type. A neutral form will have a tag of its own. */
+struct hyp_state {
+    char format[80];
+    const uint8_t *bytes; /* borrowed; valid until the next checkpoint or close */
+    size_t n_bytes;
+};
+
+/* Durations inside one checkpoint, from the order to stop on; for metrics. 0 = did not happen. */
+struct hyp_timing {
+    uint64_t stop_ns;  /* until the vCPUs stood still */
+    uint64_t state_ns; /* until the device state was complete */
+};
+
+enum hyp_exit {
+    HYP_EXIT_CRASH = 1,      /* the hypervisor process died or broke its protocol */
+    HYP_EXIT_GUEST_SHUTDOWN, /* the guest powered itself off */
+    HYP_EXIT_KILLED,         /* by hyp_vm_kill() */
+};
+
+struct hyp_callbacks {
+    /* checkpoint: the VM stands still and its device state is complete. */
+    void (*on_checkpoint)(void *user, const struct hyp_state *state,
+                          const struct hyp_timing *timing);
+    /* resume or restore: the vCPUs run. */
+    void (*on_running)(void *user);
+    /* checkpoint, resume or restore did not work; `why` is borrowed. The VM may still exist: the
+     * caller decides (normally hyp_vm_kill). After a failed checkpoint the driver has already
+     * tried to resume the VM; `running` says whether it runs. */
+    void (*on_failure)(void *user, const char *why, bool running);
+    /* the VM is gone; only close() is allowed now. */
+    void (*on_exit)(void *user, enum hyp_exit how, const char *detail);
+};
+
+struct hyp_nic_paths {
+    char hyp_path[108];   /* UNIX datagram socket that the hypervisor binds: frames for the guest */
+    char guard_path[108]; /* the one that the caller has bound: frames from the guest */
+};
+
+struct hyp_launch {
+    const struct vm_spec *spec;  /* borrowed during the call */
+    const char *run_dir;         /* for the hypervisor's sockets and log; exists; borrowed */
+    const char *ram_path;        /* RAM file of spec->memory_bytes; exists; borrowed */
+    const char *emulator;        /* program to run, e.g. qemu-system-x86_64; borrowed */
+    const struct hyp_nic_paths *nics; /* spec->n_nics entries; borrowed */
+    bool incoming;               /* true: wait for restore(); false: start stopped, wait for resume() */
+    sd_event *event;             /* borrowed for the life of the VM */
+    const struct hyp_callbacks *callbacks; /* borrowed for the life of the VM */
+    void *user;
+};
+
+struct hyp_ops {
+    const char *name; /* "qemu" */
+
+    /* Checks, without starting a VM, that the host and the definition suit the driver: emulator,
+     * machine type (versioned and known), accelerator, kernel features, options that cannot be
+     * checkpointed. Fills in spec->accel when it is "". Blocks for the emulator's answers (bounded,
+     * a second or so). Returns 0, or -errno with the reason. */
+    int (*preflight)(struct vm_spec *spec, const char *emulator, struct err *err) US_MUST_CHECK;
+
+    /* Starts the hypervisor in its own session, so that it survives the caller. Blocks until it
+     * answers its control protocol (bounded, 10 s). The caller owns *ret_vm. */
+    int (*launch)(const struct hyp_launch *launch, struct hyp_vm **ret_vm,
+                  struct err *err) US_MUST_CHECK;
+
+    /* Starts dirty tracking: from now on every page written by the guest or the hypervisor is
+     * recorded. All pages count as clean after it. Blocks for milliseconds; the guest may run.
+     * -EOPNOTSUPP names the missing kernel feature. Idempotent. */
+    int (*track)(struct hyp_vm *vm, struct err *err) US_MUST_CHECK;
+
+    /* Async (on_checkpoint | on_failure): stops the VM and collects its device state. The VM
+     * stays stopped until resume(). One at a time: -EBUSY otherwise. */
+    int (*checkpoint)(struct hyp_vm *vm, struct err *err) US_MUST_CHECK;
+
+    /* Takes dirty pages, in ascending order from page `from` on: stores at most n_runs runs that
+     * hold at most max_pages pages, and marks exactly those clean again. *ret_next is where to go
+     * on: the page after the last one looked at, or the number of pages of the VM when all were.
+     * Does not block. Used on a stopped VM it gives the exact dirty set. */
+    int (*dirty_take)(struct hyp_vm *vm, uint64_t from, struct page_run *runs, size_t n_runs,
+                      uint64_t max_pages, size_t *ret_n_runs, uint64_t *ret_next) US_MUST_CHECK;
+
+    /* Counts dirty pages without marking them clean, giving up above `limit`. Does not block. */
+    int (*dirty_count)(struct hyp_vm *vm, uint64_t limit, uint64_t *ret_pages) US_MUST_CHECK;
+
+    /* Async (on_running | on_failure): lets a stopped VM run. */
+    int (*resume)(struct hyp_vm *vm, struct err *err) US_MUST_CHECK;
+
+    /* Async (on_running | on_failure): gives a VM launched with `incoming` its device state (the
+     * RAM file must hold the matching memory) and lets it run. `state` is copied. */
+    int (*restore)(struct hyp_vm *vm, const struct hyp_state *state, struct err *err) US_MUST_CHECK;
+
+    /* Pid of the hypervisor process, for status. */
+    pid_t (*pid)(const struct hyp_vm *vm);
+
+    /* Async (on_exit): ends the VM at once (SIGKILL). The guest is not asked. */
+    void (*kill)(struct hyp_vm *vm);
+
+    /* Frees everything; kills the VM when it still runs. Waits for the process to be gone
+     * (bounded, 5 s), so that its files can be removed. NULL is allowed. No callback is made. */
+    void (*close)(struct hyp_vm *vm);
+};
+
+extern const struct hyp_ops hyp_qemu;
+
+#endif
