@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef US_GUARD_SENDER_H
+#define US_GUARD_SENDER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "io/stage.h"
+#include "io/transport.h"
+
+/* The sender: a thread of the guard that encodes staged epochs and writes them to the data channel,
+ * so that neither costs the VM's pause or the guard's loop anything. The guard's main thread feeds
+ * it (begin, chunks, state, end, in this order for each epoch) and looks at its reports; chunks go
+ * back to the pool as soon as they are on the wire.
+ *
+ * The feeding functions never block and never fail on a dead link: after an error, or without a
+ * transport, the sender throws away what it is given (chunks go back to the pool) until attach(). */
+
+struct sender;
+
+struct sender_report {
+    uint64_t sent_epoch;  /* newest epoch whose end was written; 0 = none since attach */
+    uint64_t wire_bytes;  /* bytes written since the sender was made */
+    uint64_t raw_bytes;   /* page and state bytes before encoding, likewise */
+    int error;            /* negative errno that ended the transport; 0 = fine */
+};
+
+/* notify_fd: an eventfd (borrowed) written whenever the report changes or chunks became free.
+ * max_epochs: how many epochs may be queued; feeding more returns -EBUSY. */
+int sender_new(struct stage_pool *pool, unsigned max_epochs, int notify_fd,
+               struct sender **ret_sender) US_MUST_CHECK;
+
+/* Gives the sender a transport after the hellos are done (taken; blocking mode is set here). The
+ * previous one must have been detached. Resets sent_epoch and error. */
+int sender_attach(struct sender *s, struct transport *t) US_MUST_CHECK;
+
+/* Ends the current transport (shutdown, close), throws away everything queued. Returns when the
+ * thread has let go of it: bounded by one write that shutdown interrupts. Idempotent. */
+void sender_detach(struct sender *s);
+
+/* Feeding. begin: pair_term as in wire_epoch_begin. chunk: taken. state: copied (format is the
+ * state's tag). end: counts and digest are the sender's business. 0, -EBUSY (begin only: too many
+ * epochs are queued), -ENOMEM. */
+int sender_begin(struct sender *s, uint64_t epoch, uint64_t pair_term) US_MUST_CHECK;
+void sender_chunk(struct sender *s, struct stage_chunk *chunk);
+int sender_state(struct sender *s, const char *format, const uint8_t *bytes,
+                 uint64_t n_bytes) US_MUST_CHECK;
+void sender_end(struct sender *s);
+
+void sender_report_get(struct sender *s, struct sender_report *ret_report);
+
+/* Detaches, ends the thread, frees. NULL is allowed. */
+void sender_close(struct sender *s);
+
+#endif

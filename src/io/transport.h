@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef US_IO_TRANSPORT_H
+#define US_IO_TRANSPORT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+#include "base/err.h"
+
+/* A byte stream to a peer. The plain one is a TCP socket; a TLS one will have the same operations.
+ * A transport belongs to one thread at a time, but for shutdown(), which any thread may call to
+ * make a blocked read or write of another return. */
+
+struct transport;
+
+struct transport_ops {
+    const char *name; /* "tcp" */
+    /* As readv(2)/writev(2), without SIGPIPE: bytes moved, 0 = end of stream (read), -EAGAIN on a
+     * non-blocking transport that is not ready, or another negative errno. May be short. */
+    ssize_t (*readv)(struct transport *t, const struct iovec *iov, int n_iov);
+    ssize_t (*writev)(struct transport *t, const struct iovec *iov, int n_iov);
+    int (*fd)(const struct transport *t); /* for polling; borrowed */
+    void (*shutdown)(struct transport *t);
+    void (*close)(struct transport *t); /* frees it; NULL is allowed */
+};
+
+struct transport {
+    const struct transport_ops *ops;
+};
+
+/* Wraps a connected TCP (or, in tests, UNIX) socket: TCP_NODELAY, keep-alive off (heartbeats do
+ * that). Takes fd also on failure. Returns NULL when out of memory. */
+struct transport *transport_tcp_new(int fd);
+
+/* Starts to connect to "ADDRESS:PORT" or "[ADDRESS]:PORT" (numeric, no look-ups), non-blocking.
+ * On success *ret_fd is a socket that becomes writable when connected or failed (SO_ERROR). */
+int transport_tcp_connect(const char *address, int *ret_fd, struct err *err) US_MUST_CHECK;
+
+/* Listens on "ADDRESS:PORT", non-blocking, SO_REUSEADDR. */
+int transport_tcp_listen(const char *address, int *ret_fd, struct err *err) US_MUST_CHECK;
+
+/* Moves all the bytes on a blocking transport. 0, -ECONNRESET at the end of the stream, or -errno. */
+int transport_read_all(struct transport *t, void *buf, size_t n) US_MUST_CHECK;
+int transport_write_all(struct transport *t, const struct iovec *iov, int n_iov) US_MUST_CHECK;
+
+/* Puts the transport's descriptor into blocking or non-blocking mode. */
+int transport_set_blocking(struct transport *t, bool blocking) US_MUST_CHECK;
+
+#endif

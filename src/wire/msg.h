@@ -1,0 +1,257 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef US_WIRE_MSG_H
+#define US_WIRE_MSG_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+
+/* The replication and arbiter protocol (docs/protocol.md): every message's memory form, its
+ * encoder and its one validating decoder. No I/O here.
+ *
+ * A connection opens with one hello of WIRE_HELLO_BYTES in each direction, whose layout is frozen
+ * for all versions. After it come messages: a header of WIRE_HEADER_BYTES (type, payload length,
+ * epoch or id, checksum of header and payload), then the payload. All integers little-endian.
+ *
+ * Channels of one session between a guard and a standby, each a connection of its own:
+ *   control  both ways: heartbeats, offer/ready/refuse, acknowledgements, bye. Never bulk data.
+ *   data     guard to standby only: epochs.
+ * and between a guard or standby and the witness:
+ *   arbiter  requests and replies. */
+
+enum {
+    WIRE_HELLO_BYTES = 256,
+    WIRE_HEADER_BYTES = 32,
+    WIRE_PAYLOAD_MAX = 2 * 1024 * 1024, /* bytes; a longer message is refused unread */
+    WIRE_NAME_BYTES = 64,               /* names of VMs and hosts, NUL-padded, NUL-terminated */
+    WIRE_TEXT_BYTES = 512,
+    WIRE_FORMAT_BYTES = 80,
+    WIRE_SESSION_BYTES = 16,
+    WIRE_DIGEST_BYTES = 16,
+    WIRE_PAGE_BYTES = 4096,
+    WIRE_PAGES_PER_MSG = 256,
+    WIRE_STATE_PER_MSG = 1024 * 1024, /* bytes of device state before encoding, per message */
+};
+
+#define WIRE_STATE_MAX (UINT64_C(256) * 1024 * 1024) /* bytes of device state per epoch */
+
+enum wire_channel { WIRE_CHANNEL_CONTROL = 1, WIRE_CHANNEL_DATA = 2, WIRE_CHANNEL_ARBITER = 3 };
+
+/* First bytes of a connection, both ways. The answer carries the version both speak, or a refusal
+ * (status != WIRE_OK) with its text; after a refusal the connection is closed. */
+struct wire_hello {
+    uint16_t version_min, version_max; /* an answer has both equal: the version chosen */
+    uint8_t channel;                   /* enum wire_channel */
+    uint8_t status;                    /* enum wire_status; 0 in the opening hello */
+    bool resume;                       /* control: the session existed before the link broke */
+    uint64_t features;                 /* bits both must know; unknown bits are refused; now 0 */
+    uint8_t session[WIRE_SESSION_BYTES]; /* random, chosen by the guard for one pairing */
+    char vm[WIRE_NAME_BYTES];            /* "" on the arbiter channel */
+    char from[WIRE_NAME_BYTES];          /* name of the sending host */
+    char text[64];                       /* refusal's reason, for people */
+};
+
+enum wire_status {
+    WIRE_OK = 0,
+    WIRE_REFUSED_VERSION = 1,
+    WIRE_REFUSED_UNKNOWN_PEER = 2,
+    WIRE_REFUSED_BUSY = 3,      /* this host already runs or backs that VM for somebody else */
+    WIRE_REFUSED_SESSION = 4,   /* resume or data channel of a session that is not there */
+    WIRE_REFUSED_INTERNAL = 5,
+};
+
+enum wire_type {
+    /* control */
+    WIRE_HEARTBEAT = 1,
+    WIRE_OFFER = 2,
+    WIRE_READY = 3,
+    WIRE_REFUSE = 4,
+    WIRE_ACK = 5,
+    WIRE_BYE = 6,
+    /* data */
+    WIRE_EPOCH_BEGIN = 16,
+    WIRE_PAGES = 17,
+    WIRE_STATE = 18,
+    WIRE_EPOCH_END = 19,
+    /* arbiter */
+    WIRE_ARB_REQUEST = 32,
+    WIRE_ARB_REPLY = 33,
+};
+
+/* Header of every message. `epoch` is the epoch (control, data) or the request's id (arbiter). */
+struct wire_header {
+    uint16_t type;
+    uint32_t length; /* payload bytes */
+    uint64_t epoch;
+    uint64_t checksum; /* XXH3-64 of the header with this field 0, then the payload */
+};
+
+/* I am alive. */
+struct wire_heartbeat {
+    uint64_t seq;
+    uint64_t term;  /* the sender's view */
+    uint8_t paired; /* guard: 1 when the arbiter has confirmed the pairing */
+};
+
+/* Guard to standby: please back this VM. `json` is the definition, see docs/protocol.md. */
+struct wire_offer {
+    const char *json; /* borrowed from the payload; not NUL-terminated */
+    uint32_t n_json;
+};
+
+/* Standby to guard: the hypervisor waits. On a resumed session `epoch` (header) is the newest whole
+ * epoch that is here, 0 if none. */
+struct wire_ready {
+    uint64_t term; /* the term that this copy's right to take over is tied to; 0 = none */
+};
+
+/* Standby to guard: no, and why. */
+struct wire_refuse {
+    char text[WIRE_TEXT_BYTES];
+};
+
+/* Standby to guard: every epoch up to and including the header's epoch is whole, verified and here. */
+struct wire_ack {
+    uint64_t term; /* the pair term that the epoch carried */
+};
+
+enum wire_bye_reason {
+    WIRE_BYE_STOPPED = 1,     /* guard: the VM was stopped or unprotected; discard */
+    WIRE_BYE_VM_DIED = 2,     /* guard: the hypervisor died; take over now */
+    WIRE_BYE_TAKEN_OVER = 3,  /* standby: I own the VM now */
+    WIRE_BYE_DISCARDED = 4,   /* standby: my copy is worthless or too large to hold */
+};
+
+struct wire_bye {
+    uint16_t reason; /* enum wire_bye_reason */
+};
+
+struct wire_epoch_begin {
+    uint64_t pair_term; /* right to take over that this epoch gives; 0 while seeding */
+};
+
+/* How one page (or one piece of device state) is encoded. */
+enum wire_encoding {
+    WIRE_ENC_ZERO = 0, /* all zero; no bytes */
+    WIRE_ENC_RAW = 1,
+    WIRE_ENC_LZ4 = 2,
+    WIRE_ENC_DELTA = 3, /* reserved: against the last committed page */
+};
+
+struct wire_page {
+    uint64_t number;      /* guest page */
+    uint8_t encoding;     /* enum wire_encoding */
+    uint16_t n_bytes;     /* encoded length: 0 (zero), 4096 (raw), 1..4095 (lz4) */
+    const uint8_t *bytes; /* borrowed */
+};
+
+struct wire_pages {
+    uint32_t n; /* 1..WIRE_PAGES_PER_MSG */
+    struct wire_page page[WIRE_PAGES_PER_MSG];
+};
+
+/* A piece of the device state; pieces come in order and without gaps. */
+struct wire_state {
+    char format[WIRE_FORMAT_BYTES];
+    uint64_t total;  /* bytes of the whole state, at most WIRE_STATE_MAX */
+    uint64_t offset; /* of this piece */
+    uint32_t n_raw;  /* decoded length, 1..WIRE_STATE_PER_MSG */
+    uint8_t encoding; /* raw or lz4 */
+    uint32_t n_bytes;
+    const uint8_t *bytes; /* borrowed */
+};
+
+/* Closes an epoch. The digest covers, in order of sending: each page's number and decoded bytes,
+ * then the device state (docs/protocol.md, "Digest"). */
+struct wire_epoch_end {
+    uint64_t n_pages;
+    uint64_t n_state_bytes;
+    uint8_t digest[WIRE_DIGEST_BYTES]; /* XXH3-128, canonical (big-endian) form */
+};
+
+/* The arbiter's register for one VM (docs/design.md, Arbitration). All zero = the VM is unknown. */
+enum arb_mode { ARB_SOLO = 1, ARB_PAIRED = 2 };
+
+struct arb_record {
+    uint64_t term; /* 0 = no record; every change adds one */
+    uint8_t mode;  /* enum arb_mode; 0 when term is 0 */
+    char owner[WIRE_NAME_BYTES];   /* "" = nobody: the VM is stopped */
+    char standby[WIRE_NAME_BYTES]; /* "" unless paired */
+};
+
+enum wire_arb_op { WIRE_ARB_GET = 1, WIRE_ARB_CAS = 2 };
+
+struct wire_arb_request {
+    uint8_t op;                  /* enum wire_arb_op */
+    char vm[WIRE_NAME_BYTES];
+    struct arb_record expected;  /* CAS: the whole record that must be there; all zero on GET */
+    struct arb_record wanted;    /* CAS: its term is expected.term + 1; all zero on GET */
+};
+
+enum wire_arb_status {
+    WIRE_ARB_DONE = 1,     /* GET answered, or CAS carried out */
+    WIRE_ARB_CONFLICT = 2, /* CAS: another record is there */
+    WIRE_ARB_ERROR = 3,    /* the witness could not store it, and has not changed it */
+};
+
+struct wire_arb_reply {
+    uint8_t status;            /* enum wire_arb_status */
+    struct arb_record current; /* the record after the request */
+};
+
+/* One decoded message. */
+struct wire_msg {
+    uint16_t type;
+    uint64_t epoch; /* or request id */
+    union {
+        struct wire_heartbeat heartbeat;
+        struct wire_offer offer;
+        struct wire_ready ready;
+        struct wire_refuse refuse;
+        struct wire_ack ack;
+        struct wire_bye bye;
+        struct wire_epoch_begin epoch_begin;
+        struct wire_pages pages;
+        struct wire_state state;
+        struct wire_epoch_end epoch_end;
+        struct wire_arb_request arb_request;
+        struct wire_arb_reply arb_reply;
+    } u;
+};
+
+/* Encodes a hello. Names and text must be terminated. */
+void wire_hello_encode(const struct wire_hello *hello, uint8_t out[static WIRE_HELLO_BYTES]);
+
+/* Decodes and validates a hello: magic, checksum, names (valid_name or ""), known channel and
+ * status, zero reserved bytes. 0, or -EPROTO with the reason. Versions are left to the caller:
+ * wire_version_choose(). */
+int wire_hello_decode(const uint8_t in[static WIRE_HELLO_BYTES], struct wire_hello *ret_hello,
+                      struct err *err) US_MUST_CHECK;
+
+/* The version that both sides speak, or 0 when there is none. */
+uint16_t wire_version_choose(const struct wire_hello *theirs);
+
+/* Encodes a message into `out`: header and payload. Returns its length in bytes, or -ENOSPC when it
+ * does not fit n_out, or -EINVAL when a field is out of its range (our own bug). */
+int64_t wire_msg_encode(const struct wire_msg *msg, uint8_t *out, size_t n_out) US_MUST_CHECK;
+
+/* Decodes a header: type known on that channel, length within the type's bounds. 0 or -EPROTO. */
+int wire_header_decode(const uint8_t in[static WIRE_HEADER_BYTES], enum wire_channel channel,
+                       struct wire_header *ret_header, struct err *err) US_MUST_CHECK;
+
+/* Checks the checksum, then decodes and validates the payload (header->length bytes). Every count,
+ * length and reserved byte is checked before anything is stored; no partial result. What it returns
+ * borrows from `payload`. `raw_header` is the header's bytes. 0 or -EPROTO. */
+int wire_msg_decode(const uint8_t raw_header[static WIRE_HEADER_BYTES],
+                    const struct wire_header *header, const uint8_t *payload,
+                    struct wire_msg *ret_msg, struct err *err) US_MUST_CHECK;
+
+/* True for a well-formed name: 1 to 63 bytes of [a-z0-9-], the first one a letter or digit. */
+bool wire_name_valid(const char *name);
+
+/* True when two records are the same in every field. */
+bool arb_record_equal(const struct arb_record *a, const struct arb_record *b);
+
+#endif

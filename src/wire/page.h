@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef US_WIRE_PAGE_H
+#define US_WIRE_PAGE_H
+
+#include <stdint.h>
+
+#include "wire/msg.h"
+
+/* Page encoders: turn a page's 4,096 bytes into fewer, and back. An encoder may keep state of its
+ * own (a delta encoder keeps the last committed pages); it is used by one thread at a time. */
+
+struct page_encoder;
+
+struct page_encoder_ops {
+    const char *name;
+    /* Encodes one page into out (room for WIRE_PAGE_BYTES); fills in encoding and n_bytes of
+     * *ret_page and points its bytes at `out` or at `page`. Never fails: raw is always possible. */
+    void (*encode)(struct page_encoder *enc, uint64_t number, const uint8_t *page, uint8_t *out,
+                   struct wire_page *ret_page);
+    void (*free)(struct page_encoder *enc);
+};
+
+struct page_encoder {
+    const struct page_encoder_ops *ops;
+};
+
+/* The default: zero pages by detection, LZ4 where it saves at least an eighth, raw otherwise; tries
+ * LZ4 less often while it does not pay. NULL when out of memory. The caller frees it with
+ * enc->ops->free(enc). */
+struct page_encoder *page_encoder_lz4_new(void);
+
+/* Decodes one page into out. 0, or -EPROTO for an encoding or length that is not valid, or bytes
+ * that do not decode to exactly one page. */
+int page_decode(const struct wire_page *page, uint8_t out[static WIRE_PAGE_BYTES],
+                struct err *err) US_MUST_CHECK;
+
+/* Running digest of an epoch (docs/protocol.md, "Digest"). */
+struct epoch_digest;
+struct epoch_digest *epoch_digest_new(void); /* NULL when out of memory */
+void epoch_digest_reset(struct epoch_digest *d);
+void epoch_digest_page(struct epoch_digest *d, uint64_t number,
+                       const uint8_t page[static WIRE_PAGE_BYTES]);
+void epoch_digest_state(struct epoch_digest *d, const uint8_t *bytes, uint64_t n_bytes);
+void epoch_digest_get(const struct epoch_digest *d, uint8_t out[static WIRE_DIGEST_BYTES]);
+void epoch_digest_free(struct epoch_digest *d);
+
+#endif
