@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef US_CORE_ACTION_H
+#define US_CORE_ACTION_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "wire/msg.h"
+
+/* What a state machine of the core asks its shell to do, in order. The machines never do anything
+ * themselves: one step takes an event and the time, and appends actions. The shells (guard,
+ * standby, and the simulator in their place) carry them out and feed the outcomes back as events. */
+
+enum action_type {
+    /* both machines */
+    ACT_ARB_ASK = 1, /* ask the arbiter: u.ask */
+    ACT_LINK_DROP,   /* say bye (if bye is not 0) and close both channels: u.bye */
+    ACT_TRACE,       /* a transition, for the log and the tests: u.trace */
+    /* primary */
+    ACT_VM_RUN,        /* first start: the VM may run now */
+    ACT_START_REFUSED, /* the register forbids a start: u.text */
+    ACT_VM_DESTROY,    /* kill the VM, drop held frames; the machine is finished */
+    ACT_LINK_CONNECT,  /* connect to the wanted standby: u.resume */
+    ACT_SEED,          /* begin seeding over the new link */
+    ACT_REBASE,        /* the link resumed: the next epoch carries all that is unacknowledged */
+    ACT_GATE_HOLD,     /* from now on hold frames until their epoch is committed */
+    ACT_GATE_FLOW,     /* sole owner: release everything, hold nothing */
+    ACT_COMMITTED,     /* epochs up to u.epoch are committed: release their frames */
+    /* standby */
+    ACT_ACK,      /* acknowledge u.ack, then apply it */
+    ACT_ACTIVATE, /* the VM is ours, under u.record: run it from the newest whole epoch */
+    ACT_DISCARD,  /* throw the copy away; the machine is finished: u.text */
+};
+
+struct action {
+    enum action_type type;
+    union {
+        struct {
+            uint64_t id;
+            struct wire_arb_request request; /* vm is left to the shell */
+        } ask;
+        uint16_t bye; /* enum wire_bye_reason or 0 */
+        struct {
+            const char *from, *to, *why; /* static strings */
+        } trace;
+        bool resume;
+        uint64_t epoch;
+        struct {
+            uint64_t epoch, term;
+        } ack;
+        struct arb_record record;
+        char text[160];
+    } u;
+};
+
+enum { ACTIONS_MAX = 16 };
+
+/* The actions of one step. No step appends more than ACTIONS_MAX. */
+struct actions {
+    unsigned n;
+    struct action a[ACTIONS_MAX];
+};
+
+/* Appends an action of that type, to be filled in by the caller. */
+struct action *actions_add(struct actions *out, enum action_type type);
+
+/* Time-outs of both machines, in nanoseconds. */
+struct core_timing {
+    uint64_t peer_silent_ns; /* no word from the peer for that long: the link is lost */
+    uint64_t arb_retry_ns;   /* between two questions to an arbiter that does not answer */
+    uint64_t resume_ns;      /* between two attempts to resume a broken session */
+    uint64_t reprotect_ns;   /* between two attempts to find a standby for a solo VM */
+    uint64_t start_ns;       /* how long a start waits for the arbiter */
+};
+
+#define CORE_NEVER UINT64_MAX
+
+#endif

@@ -1,0 +1,533 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "core/primary.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <string.h>
+
+static const char *const state_names[] = {
+    [PRIMARY_STARTING] = "starting", [PRIMARY_SOLO] = "solo",
+    [PRIMARY_SEEDING] = "seeding",   [PRIMARY_ARMING] = "arming",
+    [PRIMARY_PAIRING] = "pairing",   [PRIMARY_PROTECTED] = "protected",
+    [PRIMARY_ISOLATED] = "isolated", [PRIMARY_STOPPING] = "stopping",
+    [PRIMARY_STOPPED] = "stopped",   [PRIMARY_LOST] = "lost",
+};
+_Static_assert(sizeof(state_names) / sizeof(state_names[0]) == PRIMARY_LOST + 1, "a name each");
+
+/* Which states may follow which: the picture in the header, as data. */
+#define TO(state) (1u << (state))
+static const unsigned permitted[] = {
+    [PRIMARY_STARTING] = TO(PRIMARY_SOLO) | TO(PRIMARY_STOPPED),
+    [PRIMARY_SOLO] = TO(PRIMARY_SEEDING) | TO(PRIMARY_STOPPING),
+    [PRIMARY_SEEDING] = TO(PRIMARY_SOLO) | TO(PRIMARY_ARMING) | TO(PRIMARY_STOPPING),
+    [PRIMARY_ARMING] = TO(PRIMARY_SOLO) | TO(PRIMARY_PAIRING) | TO(PRIMARY_STOPPING),
+    [PRIMARY_PAIRING] = TO(PRIMARY_PROTECTED) | TO(PRIMARY_ISOLATED) | TO(PRIMARY_STOPPING) |
+                        TO(PRIMARY_LOST),
+    [PRIMARY_PROTECTED] = TO(PRIMARY_ISOLATED) | TO(PRIMARY_STOPPING) | TO(PRIMARY_LOST),
+    [PRIMARY_ISOLATED] = TO(PRIMARY_SOLO) | TO(PRIMARY_STOPPING) | TO(PRIMARY_LOST),
+    [PRIMARY_STOPPING] = TO(PRIMARY_STOPPED) | TO(PRIMARY_LOST),
+    [PRIMARY_STOPPED] = 0,
+    [PRIMARY_LOST] = 0,
+};
+
+const char *primary_state_name(enum primary_state state)
+{
+    return state_names[state];
+}
+
+bool primary_finished(const struct primary *p)
+{
+    return p->state == PRIMARY_STOPPED || p->state == PRIMARY_LOST;
+}
+
+static void set_state(struct primary *p, enum primary_state state, const char *why,
+                      struct actions *out)
+{
+    struct action *a;
+
+    assert(permitted[p->state] & TO(state));
+    a = actions_add(out, ACT_TRACE);
+    a->u.trace.from = state_names[p->state];
+    a->u.trace.to = state_names[state];
+    a->u.trace.why = why;
+    p->state = state;
+}
+
+static void copy_name(char dst[static WIRE_NAME_BYTES], const char *src)
+{
+    (void)snprintf(dst, WIRE_NAME_BYTES, "%s", src); /* names were validated: never cut */
+}
+
+/* ---- questions to the arbiter ---- */
+
+static struct action *ask(struct primary *p, uint8_t op, struct actions *out)
+{
+    struct action *a = actions_add(out, ACT_ARB_ASK);
+
+    p->asking = true;
+    p->ask_at_ns = CORE_NEVER;
+    a->u.ask.id = ++p->ask_id;
+    a->u.ask.request.op = op;
+    return a;
+}
+
+static void ask_get(struct primary *p, struct actions *out)
+{
+    memset(&p->asked_for, 0, sizeof(p->asked_for));
+    (void)ask(p, WIRE_ARB_GET, out);
+}
+
+/* Asks for the swap of the record as last known. */
+static void ask_swap(struct primary *p, const char *owner, enum arb_mode mode, const char *standby,
+                     struct actions *out)
+{
+    struct action *a = ask(p, WIRE_ARB_CAS, out);
+    struct arb_record *wanted = &a->u.ask.request.wanted;
+
+    a->u.ask.request.expected = p->record;
+    wanted->term = p->record.term + 1;
+    wanted->mode = (uint8_t)mode;
+    copy_name(wanted->owner, owner);
+    copy_name(wanted->standby, standby);
+    p->asked_for = *wanted;
+}
+
+/* Asks what the present state wants from the arbiter. */
+static void ask_again(struct primary *p, struct actions *out)
+{
+    switch (p->state) {
+    case PRIMARY_STARTING:
+        ask_get(p, out);
+        break;
+    case PRIMARY_PAIRING:
+        ask_swap(p, p->self, ARB_PAIRED, p->peer, out);
+        break;
+    case PRIMARY_ISOLATED:
+        ask_swap(p, p->self, ARB_SOLO, "", out);
+        break;
+    case PRIMARY_STOPPING:
+        ask_swap(p, "", ARB_SOLO, "", out);
+        break;
+    default:
+        p->ask_at_ns = CORE_NEVER;
+        break;
+    }
+}
+
+/* ---- the link ---- */
+
+static void drop_link(struct primary *p, uint16_t bye, uint64_t reconnect_at_ns,
+                      struct actions *out)
+{
+    if (p->link != LINK_NONE)
+        actions_add(out, ACT_LINK_DROP)->u.bye = bye;
+    p->link = LINK_NONE;
+    p->connect_at_ns = reconnect_at_ns;
+}
+
+static bool has_pair(const struct primary *p)
+{
+    return p->state == PRIMARY_PAIRING || p->state == PRIMARY_PROTECTED ||
+           p->state == PRIMARY_ISOLATED;
+}
+
+/* ---- states ---- */
+
+static void enter_solo(struct primary *p, const char *why, uint64_t now, struct actions *out)
+{
+    set_state(p, PRIMARY_SOLO, why, out);
+    p->pair_term = 0;
+    p->arm_epoch = 0;
+    p->asking = false;
+    p->ask_at_ns = CORE_NEVER;
+    actions_add(out, ACT_GATE_FLOW);
+    drop_link(p, WIRE_BYE_STOPPED, p->wanted[0] ? now + p->timing.reprotect_ns : CORE_NEVER, out);
+}
+
+static void enter_isolated(struct primary *p, const char *why, struct actions *out)
+{
+    set_state(p, PRIMARY_ISOLATED, why, out);
+    ask_again(p, out);
+}
+
+static void enter_lost(struct primary *p, const char *why, uint16_t bye, struct actions *out)
+{
+    set_state(p, PRIMARY_LOST, why, out);
+    p->asking = false;
+    p->ask_at_ns = CORE_NEVER;
+    drop_link(p, bye, CORE_NEVER, out);
+    actions_add(out, ACT_VM_DESTROY);
+}
+
+static void enter_stopped(struct primary *p, const char *why, struct actions *out)
+{
+    set_state(p, PRIMARY_STOPPED, why, out);
+    drop_link(p, WIRE_BYE_STOPPED, CORE_NEVER, out);
+    actions_add(out, ACT_VM_DESTROY);
+}
+
+static void start_refused(struct primary *p, const char *why, struct actions *out)
+{
+    struct action *a;
+
+    set_state(p, PRIMARY_STOPPED, "start refused", out);
+    p->asking = false;
+    p->ask_at_ns = CORE_NEVER;
+    a = actions_add(out, ACT_START_REFUSED);
+    (void)snprintf(a->u.text, sizeof(a->u.text), "%s", why); /* cut at worst: for people */
+}
+
+/* The record was read: may this host start the VM? */
+static void start_judge(struct primary *p, struct actions *out)
+{
+    const struct arb_record *r = &p->record;
+    char why[160];
+
+    if (!p->seize && r->term && r->owner[0] && strcmp(r->owner, p->self) != 0) {
+        (void)snprintf(why, sizeof(why), "%s owns it (term %llu, %s): stop it there, or use --seize",
+                       r->owner, (unsigned long long)r->term,
+                       r->mode == ARB_PAIRED ? "paired" : "solo");
+        start_refused(p, why, out);
+    } else if (!p->seize && r->mode == ARB_PAIRED) {
+        (void)snprintf(why, sizeof(why),
+                       "%s may hold its running state (term %llu): fail over there, or use --seize",
+                       r->standby, (unsigned long long)r->term);
+        start_refused(p, why, out);
+    } else {
+        ask_swap(p, p->self, ARB_SOLO, "", out);
+    }
+}
+
+/* ---- events ---- */
+
+/* The register now is what the last question wanted. */
+static void on_swapped(struct primary *p, uint64_t now, struct actions *out)
+{
+    switch (p->state) {
+    case PRIMARY_STARTING:
+        actions_add(out, ACT_VM_RUN);
+        enter_solo(p, "record claimed", now, out);
+        if (p->wanted[0])
+            p->connect_at_ns = now;
+        break;
+    case PRIMARY_PAIRING:
+        set_state(p, PRIMARY_PROTECTED, "record swapped to paired", out);
+        break;
+    case PRIMARY_ISOLATED:
+        enter_solo(p, "record swapped to solo", now, out);
+        break;
+    case PRIMARY_STOPPING:
+        enter_stopped(p, "record given up", out);
+        break;
+    default:
+        break;
+    }
+}
+
+/* The register holds something else, which is in p->record now. */
+static void on_conflict(struct primary *p, struct actions *out)
+{
+    if (p->state == PRIMARY_STARTING)
+        start_judge(p, out);
+    else if (strcmp(p->record.owner, p->self) != 0)
+        enter_lost(p, "another host owns the VM", 0, out);
+    else if (p->state == PRIMARY_PAIRING)
+        enter_isolated(p, "the record changed under the pairing", out);
+    else
+        ask_again(p, out); /* an earlier question of ours was carried out: go on from there */
+}
+
+static void on_answer(struct primary *p, const struct primary_event *ev, uint64_t now,
+                      struct actions *out)
+{
+    bool got;
+
+    if (!p->asking || ev->u.answer.id != p->ask_id)
+        return; /* an answer to a question that no longer matters */
+    p->asking = false;
+    p->arbiter_silent = ev->u.answer.status == 0 || ev->u.answer.status == WIRE_ARB_ERROR;
+    if (p->arbiter_silent) {
+        p->ask_at_ns = now + p->timing.arb_retry_ns;
+        return;
+    }
+    got = p->asked_for.term == 0; /* it was a GET */
+    p->record = ev->u.answer.current;
+    if (got)
+        start_judge(p, out);
+    else if (arb_record_equal(&p->record, &p->asked_for))
+        on_swapped(p, now, out);
+    else
+        on_conflict(p, out);
+}
+
+static void on_link_lost(struct primary *p, const char *why, uint64_t now, struct actions *out)
+{
+    switch (p->state) {
+    case PRIMARY_SOLO:
+        drop_link(p, 0, p->wanted[0] ? now + p->timing.reprotect_ns : CORE_NEVER, out);
+        break;
+    case PRIMARY_SEEDING:
+    case PRIMARY_ARMING:
+        enter_solo(p, why, now, out);
+        break;
+    case PRIMARY_PAIRING:
+    case PRIMARY_PROTECTED:
+        drop_link(p, 0, now + p->timing.resume_ns, out);
+        enter_isolated(p, why, out);
+        break;
+    case PRIMARY_ISOLATED:
+        drop_link(p, 0, now + p->timing.resume_ns, out);
+        break;
+    default:
+        drop_link(p, 0, CORE_NEVER, out);
+        break;
+    }
+}
+
+static void committed(struct primary *p, uint64_t epoch, struct actions *out)
+{
+    p->committed = epoch;
+    actions_add(out, ACT_COMMITTED)->u.epoch = epoch;
+}
+
+static void on_link_ready(struct primary *p, const struct primary_event *ev, uint64_t now,
+                          struct actions *out)
+{
+    if (p->link != LINK_CONNECTING)
+        return;
+    p->link = LINK_UP;
+    p->peer_seen_ns = now;
+    if (p->state == PRIMARY_SOLO && !ev->u.ready.resumed) {
+        set_state(p, PRIMARY_SEEDING, "the standby is ready", out);
+        actions_add(out, ACT_SEED);
+    } else if (p->state == PRIMARY_ISOLATED && ev->u.ready.resumed &&
+               ev->u.ready.term == p->pair_term && ev->u.ready.epoch >= p->committed &&
+               ev->u.ready.epoch < p->next_epoch) {
+        if (ev->u.ready.epoch > p->committed)
+            committed(p, ev->u.ready.epoch, out); /* its acknowledgement was lost with the link */
+        actions_add(out, ACT_REBASE);
+    } else {
+        on_link_lost(p, "the standby does not hold what it should", now, out);
+    }
+}
+
+/* Valid: an epoch that was cut, with the term that it was cut under. */
+static bool ack_valid(const struct primary *p, uint64_t epoch, uint64_t term)
+{
+    bool armed = p->arm_epoch && epoch >= p->arm_epoch;
+
+    return epoch < p->next_epoch && term == (armed ? p->pair_term : 0);
+}
+
+static void on_ack(struct primary *p, const struct primary_event *ev, uint64_t now,
+                   struct actions *out)
+{
+    uint64_t epoch = ev->u.ack.epoch;
+
+    if (p->link != LINK_UP || epoch <= p->committed)
+        return;
+    if (!ack_valid(p, epoch, ev->u.ack.term)) {
+        on_link_lost(p, "the standby acknowledged what was never sent", now, out);
+        return;
+    }
+    p->peer_seen_ns = now;
+    committed(p, epoch, out);
+    if (p->state == PRIMARY_ARMING && p->arm_epoch && epoch >= p->arm_epoch) {
+        set_state(p, PRIMARY_PAIRING, "the first paired epoch is committed", out);
+        ask_again(p, out);
+    }
+}
+
+static void on_peer_bye(struct primary *p, uint64_t now, struct actions *out)
+{
+    on_link_lost(p, "the standby gave the session up", now, out);
+    if (p->state == PRIMARY_ISOLATED)
+        p->connect_at_ns = CORE_NEVER; /* there is nothing left to resume */
+}
+
+static void on_seeded(struct primary *p, struct actions *out)
+{
+    if (p->state != PRIMARY_SEEDING)
+        return;
+    set_state(p, PRIMARY_ARMING, "seeded", out);
+    p->pair_term = p->record.term + 1;
+    actions_add(out, ACT_GATE_HOLD);
+}
+
+static void on_protect(struct primary *p, const char *host, uint64_t now)
+{
+    copy_name(p->wanted, host);
+    if (p->state == PRIMARY_SOLO && p->link == LINK_NONE)
+        p->connect_at_ns = now;
+}
+
+static void on_unprotect(struct primary *p, uint64_t now, struct actions *out)
+{
+    p->wanted[0] = '\0';
+    if (p->state == PRIMARY_SOLO)
+        drop_link(p, WIRE_BYE_STOPPED, CORE_NEVER, out);
+    else if (p->state == PRIMARY_SEEDING || p->state == PRIMARY_ARMING)
+        enter_solo(p, "unprotect", now, out);
+    else if (p->state == PRIMARY_PAIRING || p->state == PRIMARY_PROTECTED)
+        enter_isolated(p, "unprotect", out); /* the link stays: epochs go on until the swap */
+}
+
+static void on_stop(struct primary *p, struct actions *out)
+{
+    if (p->state == PRIMARY_STARTING) {
+        start_refused(p, "stopped before it ran", out);
+    } else if (p->state != PRIMARY_STOPPING) {
+        set_state(p, PRIMARY_STOPPING, "stop", out);
+        ask_again(p, out);
+    }
+}
+
+static void on_vm_died(struct primary *p, struct actions *out)
+{
+    if (p->state == PRIMARY_STARTING) {
+        start_refused(p, "the hypervisor died", out);
+    } else if (has_pair(p)) {
+        /* The standby may take over: the record is left to it. */
+        enter_lost(p, "the hypervisor died", WIRE_BYE_VM_DIED, out);
+    } else {
+        p->vm_died = true;
+        on_stop(p, out);
+    }
+}
+
+static void on_timer(struct primary *p, uint64_t now, struct actions *out)
+{
+    if (p->state == PRIMARY_STARTING && now >= p->start_deadline_ns) {
+        start_refused(p, "the arbiter does not answer", out);
+        return;
+    }
+    if (p->link == LINK_UP && now >= p->peer_seen_ns + p->timing.peer_silent_ns) {
+        /* Late by itself: this process stood still, which says nothing about the peer. */
+        if (now >= p->peer_seen_ns + 2 * p->timing.peer_silent_ns)
+            p->peer_seen_ns = now;
+        else
+            on_link_lost(p, "the standby is silent", now, out);
+    }
+    if (p->link == LINK_NONE && now >= p->connect_at_ns &&
+        (p->state == PRIMARY_SOLO || p->state == PRIMARY_ISOLATED)) {
+        if (p->state == PRIMARY_SOLO)
+            copy_name(p->peer, p->wanted);
+        p->link = LINK_CONNECTING;
+        p->connect_at_ns = CORE_NEVER;
+        actions_add(out, ACT_LINK_CONNECT)->u.resume = p->state == PRIMARY_ISOLATED;
+    }
+    if (!p->asking && now >= p->ask_at_ns)
+        ask_again(p, out);
+}
+
+void primary_step(struct primary *p, const struct primary_event *ev, uint64_t now,
+                  struct actions *out)
+{
+    if (primary_finished(p))
+        return;
+    switch (ev->type) {
+    case PEV_TIMER:
+        on_timer(p, now, out);
+        break;
+    case PEV_ARB_ANSWER:
+        on_answer(p, ev, now, out);
+        break;
+    case PEV_LINK_READY:
+        on_link_ready(p, ev, now, out);
+        break;
+    case PEV_LINK_FAILED:
+        if (p->link != LINK_NONE)
+            on_link_lost(p, "the link broke", now, out);
+        break;
+    case PEV_PEER_SEEN:
+        if (p->link == LINK_UP)
+            p->peer_seen_ns = now;
+        break;
+    case PEV_ACK:
+        on_ack(p, ev, now, out);
+        break;
+    case PEV_PEER_BYE:
+        if (p->link != LINK_NONE)
+            on_peer_bye(p, now, out);
+        break;
+    case PEV_SEEDED:
+        on_seeded(p, out);
+        break;
+    case PEV_PROTECT:
+        on_protect(p, ev->u.host, now);
+        break;
+    case PEV_UNPROTECT:
+        on_unprotect(p, now, out);
+        break;
+    case PEV_STOP:
+        on_stop(p, out);
+        break;
+    case PEV_VM_DIED:
+        on_vm_died(p, out);
+        break;
+    }
+}
+
+uint64_t primary_deadline(const struct primary *p)
+{
+    uint64_t at = CORE_NEVER;
+
+    if (primary_finished(p))
+        return CORE_NEVER;
+    if (p->state == PRIMARY_STARTING)
+        at = p->start_deadline_ns;
+    if (p->link == LINK_UP && p->peer_seen_ns + p->timing.peer_silent_ns < at)
+        at = p->peer_seen_ns + p->timing.peer_silent_ns;
+    if (p->link == LINK_NONE && p->connect_at_ns < at)
+        at = p->connect_at_ns;
+    if (!p->asking && p->ask_at_ns < at)
+        at = p->ask_at_ns;
+    return at;
+}
+
+bool primary_may_cut(const struct primary *p)
+{
+    return p->link == LINK_UP && (p->state == PRIMARY_ARMING || has_pair(p) ||
+                                  (p->state == PRIMARY_STOPPING && p->arm_epoch));
+}
+
+uint64_t primary_cut(struct primary *p, uint64_t *ret_term)
+{
+    uint64_t epoch = p->next_epoch++;
+
+    if (p->pair_term && !p->arm_epoch)
+        p->arm_epoch = epoch;
+    *ret_term = p->pair_term;
+    return epoch;
+}
+
+static void init(struct primary *p, const char *self, const struct core_timing *timing)
+{
+    memset(p, 0, sizeof(*p));
+    copy_name(p->self, self);
+    p->timing = *timing;
+    p->next_epoch = 1;
+    p->connect_at_ns = CORE_NEVER;
+    p->ask_at_ns = CORE_NEVER;
+}
+
+void primary_init_start(struct primary *p, const char *self, const struct core_timing *timing,
+                        const char *wanted, bool seize, uint64_t now, struct actions *out)
+{
+    init(p, self, timing);
+    p->state = PRIMARY_STARTING;
+    p->seize = seize;
+    copy_name(p->wanted, wanted);
+    p->start_deadline_ns = now + timing->start_ns;
+    ask_get(p, out);
+}
+
+void primary_init_takeover(struct primary *p, const char *self, const struct core_timing *timing,
+                           const struct arb_record *record, uint64_t epoch)
+{
+    init(p, self, timing);
+    p->state = PRIMARY_SOLO;
+    p->record = *record;
+    p->next_epoch = epoch + 1;
+    p->committed = epoch;
+}
