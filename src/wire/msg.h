@@ -27,6 +27,10 @@ enum {
     WIRE_PAYLOAD_MAX = 2 * 1024 * 1024, /* bytes; a longer message is refused unread */
     WIRE_NAME_BYTES = 64,               /* names of VMs and hosts, NUL-padded, NUL-terminated */
     WIRE_TEXT_BYTES = 512,
+    WIRE_HELLO_TEXT_BYTES = 64,
+    WIRE_OFFER_BYTES_MAX = 256 * 1024,
+    WIRE_VERSION_MIN = 1, /* versions that this program speaks */
+    WIRE_VERSION_MAX = 1,
     WIRE_FORMAT_BYTES = 80,
     WIRE_SESSION_BYTES = 16,
     WIRE_DIGEST_BYTES = 16,
@@ -35,30 +39,31 @@ enum {
     WIRE_STATE_PER_MSG = 1024 * 1024, /* bytes of device state before encoding, per message */
 };
 
-#define WIRE_STATE_MAX (UINT64_C(256) * 1024 * 1024) /* bytes of device state per epoch */
+#define WIRE_STATE_MAX    (UINT64_C(256) * 1024 * 1024) /* bytes of device state per epoch */
+#define WIRE_PAGE_NUMBERS (UINT64_C(1) << 52)           /* number * 4096 cannot overflow */
 
 enum wire_channel { WIRE_CHANNEL_CONTROL = 1, WIRE_CHANNEL_DATA = 2, WIRE_CHANNEL_ARBITER = 3 };
 
 /* First bytes of a connection, both ways. The answer carries the version both speak, or a refusal
  * (status != WIRE_OK) with its text; after a refusal the connection is closed. */
 struct wire_hello {
-    uint16_t version_min, version_max; /* an answer has both equal: the version chosen */
-    uint8_t channel;                   /* enum wire_channel */
-    uint8_t status;                    /* enum wire_status; 0 in the opening hello */
-    bool resume;                       /* control: the session existed before the link broke */
-    uint64_t features;                 /* bits both must know; unknown bits are refused; now 0 */
+    uint16_t version_min, version_max;   /* an answer has both equal: the version chosen */
+    uint8_t channel;                     /* enum wire_channel */
+    uint8_t status;                      /* enum wire_status; 0 in the opening hello */
+    bool resume;                         /* control: the session existed before the link broke */
+    uint64_t features;                   /* bits both must know; unknown bits are refused; now 0 */
     uint8_t session[WIRE_SESSION_BYTES]; /* random, chosen by the guard for one pairing */
     char vm[WIRE_NAME_BYTES];            /* "" on the arbiter channel */
     char from[WIRE_NAME_BYTES];          /* name of the sending host */
-    char text[64];                       /* refusal's reason, for people */
+    char text[WIRE_HELLO_TEXT_BYTES];    /* refusal's reason, for people */
 };
 
 enum wire_status {
     WIRE_OK = 0,
     WIRE_REFUSED_VERSION = 1,
     WIRE_REFUSED_UNKNOWN_PEER = 2,
-    WIRE_REFUSED_BUSY = 3,      /* this host already runs or backs that VM for somebody else */
-    WIRE_REFUSED_SESSION = 4,   /* resume or data channel of a session that is not there */
+    WIRE_REFUSED_BUSY = 3,    /* this host already runs or backs that VM for somebody else */
+    WIRE_REFUSED_SESSION = 4, /* resume or data channel of a session that is not there */
     WIRE_REFUSED_INTERNAL = 5,
 };
 
@@ -80,7 +85,8 @@ enum wire_type {
     WIRE_ARB_REPLY = 33,
 };
 
-/* Header of every message. `epoch` is the epoch (control, data) or the request's id (arbiter). */
+/* Header of every message. `epoch` is the epoch (control, data) or the request's id (arbiter); it
+ * is not 0 in acknowledgements and on the data channel. */
 struct wire_header {
     uint16_t type;
     uint32_t length; /* payload bytes */
@@ -109,19 +115,19 @@ struct wire_ready {
 
 /* Standby to guard: no, and why. */
 struct wire_refuse {
-    char text[WIRE_TEXT_BYTES];
+    char text[WIRE_TEXT_BYTES]; /* not empty; the encoder makes it printable ASCII */
 };
 
-/* Standby to guard: every epoch up to and including the header's epoch is whole, verified and here. */
+/* Standby to guard: every epoch up to and including the header's is whole, verified and here. */
 struct wire_ack {
     uint64_t term; /* the pair term that the epoch carried */
 };
 
 enum wire_bye_reason {
-    WIRE_BYE_STOPPED = 1,     /* guard: the VM was stopped or unprotected; discard */
-    WIRE_BYE_VM_DIED = 2,     /* guard: the hypervisor died; take over now */
-    WIRE_BYE_TAKEN_OVER = 3,  /* standby: I own the VM now */
-    WIRE_BYE_DISCARDED = 4,   /* standby: my copy is worthless or too large to hold */
+    WIRE_BYE_STOPPED = 1,    /* guard: the VM was stopped or unprotected; discard */
+    WIRE_BYE_VM_DIED = 2,    /* guard: the hypervisor died; take over now */
+    WIRE_BYE_TAKEN_OVER = 3, /* standby: I own the VM now */
+    WIRE_BYE_DISCARDED = 4,  /* standby: my copy is worthless or too large to hold */
 };
 
 struct wire_bye {
@@ -141,7 +147,7 @@ enum wire_encoding {
 };
 
 struct wire_page {
-    uint64_t number;      /* guest page */
+    uint64_t number;      /* guest page, below WIRE_PAGE_NUMBERS */
     uint8_t encoding;     /* enum wire_encoding */
     uint16_t n_bytes;     /* encoded length: 0 (zero), 4096 (raw), 1..4095 (lz4) */
     const uint8_t *bytes; /* borrowed */
@@ -154,13 +160,13 @@ struct wire_pages {
 
 /* A piece of the device state; pieces come in order and without gaps. */
 struct wire_state {
-    char format[WIRE_FORMAT_BYTES];
-    uint64_t total;  /* bytes of the whole state, at most WIRE_STATE_MAX */
-    uint64_t offset; /* of this piece */
-    uint32_t n_raw;  /* decoded length, 1..WIRE_STATE_PER_MSG */
-    uint8_t encoding; /* raw or lz4 */
-    uint32_t n_bytes;
-    const uint8_t *bytes; /* borrowed */
+    char format[WIRE_FORMAT_BYTES]; /* tag: 1 to 79 printable ASCII characters */
+    uint64_t total;                 /* bytes of the whole state, at most WIRE_STATE_MAX */
+    uint64_t offset;                /* of this piece */
+    uint32_t n_raw;                 /* decoded length, 1..WIRE_STATE_PER_MSG */
+    uint8_t encoding;               /* raw or lz4 */
+    uint32_t n_bytes;               /* encoded length: n_raw (raw), 1..n_raw-1 (lz4) */
+    const uint8_t *bytes;           /* borrowed */
 };
 
 /* Closes an epoch. The digest covers, in order of sending: each page's number and decoded bytes,
@@ -175,8 +181,8 @@ struct wire_epoch_end {
 enum arb_mode { ARB_SOLO = 1, ARB_PAIRED = 2 };
 
 struct arb_record {
-    uint64_t term; /* 0 = no record; every change adds one */
-    uint8_t mode;  /* enum arb_mode; 0 when term is 0 */
+    uint64_t term;                 /* 0 = no record; every change adds one */
+    uint8_t mode;                  /* enum arb_mode; 0 when term is 0 */
     char owner[WIRE_NAME_BYTES];   /* "" = nobody: the VM is stopped */
     char standby[WIRE_NAME_BYTES]; /* "" unless paired */
 };
@@ -184,10 +190,10 @@ struct arb_record {
 enum wire_arb_op { WIRE_ARB_GET = 1, WIRE_ARB_CAS = 2 };
 
 struct wire_arb_request {
-    uint8_t op;                  /* enum wire_arb_op */
+    uint8_t op; /* enum wire_arb_op */
     char vm[WIRE_NAME_BYTES];
-    struct arb_record expected;  /* CAS: the whole record that must be there; all zero on GET */
-    struct arb_record wanted;    /* CAS: its term is expected.term + 1; all zero on GET */
+    struct arb_record expected; /* CAS: the whole record that must be there; all zero on GET */
+    struct arb_record wanted;   /* CAS: its term is expected.term + 1; all zero on GET */
 };
 
 enum wire_arb_status {
@@ -221,17 +227,29 @@ struct wire_msg {
     } u;
 };
 
-/* Encodes a hello. Names and text must be terminated. */
+/* Encodes a hello. Names and text must be terminated; what is not printable ASCII becomes '?'. */
 void wire_hello_encode(const struct wire_hello *hello, uint8_t out[static WIRE_HELLO_BYTES]);
 
-/* Decodes and validates a hello: magic, checksum, names (valid_name or ""), known channel and
- * status, zero reserved bytes. 0, or -EPROTO with the reason. Versions are left to the caller:
- * wire_version_choose(). */
+/* Decodes and validates a hello: magic, checksum, names, known channel and what it asks for, zero
+ * reserved bytes. 0, or -EPROTO with the reason. Versions, features and a status that is unknown
+ * here (a refusal like the others) are left to the caller, so that he can answer or report them. */
 int wire_hello_decode(const uint8_t in[static WIRE_HELLO_BYTES], struct wire_hello *ret_hello,
                       struct err *err) US_MUST_CHECK;
 
-/* The version that both sides speak, or 0 when there is none. */
+/* The highest version that both sides speak, or 0 when there is none (also when their hello asks
+ * for features that are unknown here). */
 uint16_t wire_version_choose(const struct wire_hello *theirs);
+
+/* Fills in the answer to a decoded hello: their channel, VM and session, our name, the version
+ * chosen, and status with its text. Without a common version the answer is WIRE_REFUSED_VERSION and
+ * carries the versions that we speak. Send it, then close the connection unless status is OK. */
+void wire_hello_answer(const struct wire_hello *theirs, const char *from, uint8_t status,
+                       const char *text, struct wire_hello *ret_answer);
+
+/* Checks a decoded answer against the hello that was sent. 0; -ECONNREFUSED with the peer's reason;
+ * -EPROTO when it does not fit our hello. */
+int wire_hello_check_answer(const struct wire_hello *sent, const struct wire_hello *answer,
+                            struct err *err) US_MUST_CHECK;
 
 /* Encodes a message into `out`: header and payload. Returns its length in bytes, or -ENOSPC when it
  * does not fit n_out, or -EINVAL when a field is out of its range (our own bug). */
@@ -253,5 +271,19 @@ bool wire_name_valid(const char *name);
 
 /* True when two records are the same in every field. */
 bool arb_record_equal(const struct arb_record *a, const struct arb_record *b);
+
+/* Checks that a record is one that may be in a register: empty without a term; solo: a valid owner
+ * or none, no standby; paired: two different valid names. 0 or -EPROTO. */
+int arb_record_check(const struct arb_record *record, struct err *err) US_MUST_CHECK;
+
+/* Checks a request: its VM's name, its records, and that a swap raises the term by one. 0 or
+ * -EPROTO. Decoded requests have passed it. */
+int arb_request_check(const struct wire_arb_request *request, struct err *err) US_MUST_CHECK;
+
+/* The arbiter itself: carries out a valid request on a VM's register and fills in the reply (never
+ * WIRE_ARB_ERROR). A swap whose wanted record is there already is a conflict like any other: the
+ * asker sees its own record in the reply and knows. The witness and the simulator both use this. */
+void arb_register_apply(struct arb_record *reg, const struct wire_arb_request *request,
+                        struct wire_arb_reply *ret_reply);
 
 #endif

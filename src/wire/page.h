@@ -30,12 +30,23 @@ struct page_encoder {
 struct page_encoder *page_encoder_lz4_new(void);
 
 /* Decodes one page into out. 0, or -EPROTO for an encoding or length that is not valid, or bytes
- * that do not decode to exactly one page. */
+ * that do not decode to exactly one page; then out holds anything. */
 int page_decode(const struct wire_page *page, uint8_t out[static WIRE_PAGE_BYTES],
                 struct err *err) US_MUST_CHECK;
 
+/* Encodes a piece of the device state (n_raw: 1..WIRE_STATE_PER_MSG bytes) into out (room for n_raw
+ * bytes): LZ4 where it saves at least an eighth, raw otherwise. Fills in n_raw, encoding and
+ * n_bytes of *piece and points its bytes at `out` or at `bytes`; format, total and offset are the
+ * caller's. */
+void state_piece_encode(const uint8_t *bytes, uint32_t n_raw, uint8_t *out,
+                        struct wire_state *piece);
+
+/* Decodes a piece into out (room for piece->n_raw bytes). 0, or -EPROTO as page_decode(). */
+int state_piece_decode(const struct wire_state *piece, uint8_t *out, struct err *err) US_MUST_CHECK;
+
 /* Running digest of an epoch (docs/protocol.md, "Digest"). */
 struct epoch_digest;
+
 struct epoch_digest *epoch_digest_new(void); /* NULL when out of memory */
 void epoch_digest_reset(struct epoch_digest *d);
 void epoch_digest_page(struct epoch_digest *d, uint64_t number,
