@@ -13,15 +13,15 @@
 enum { STAGE_CHUNK_PAGES = 256, STAGE_PAGE_BYTES = 4096 };
 
 struct stage_chunk {
-    struct stage_chunk *next; /* for lists of whoever holds the chunk */
-    uint32_t n_pages;         /* filled so far */
+    struct stage_chunk *next;           /* for lists of whoever holds the chunk */
+    uint32_t n_pages;                   /* filled so far */
     uint64_t number[STAGE_CHUNK_PAGES]; /* guest page numbers */
     uint8_t *bytes;                     /* STAGE_CHUNK_PAGES pages */
 };
 
 struct stage_pool;
 
-/* A pool of at least `bytes` of page memory (rounded up to whole chunks). NULL: out of memory. */
+/* A pool of `bytes` (> 0) of page memory, rounded up to whole chunks. NULL: out of memory. */
 struct stage_pool *stage_pool_new(uint64_t bytes);
 
 /* An empty chunk, or NULL when all are out. The caller gives it back with put. Does not block. */
@@ -34,7 +34,7 @@ void stage_pool_put(struct stage_pool *pool, struct stage_chunk *list);
 size_t stage_pool_free_chunks(struct stage_pool *pool);
 size_t stage_pool_total_chunks(const struct stage_pool *pool);
 
-/* Frees the pool; every chunk must be back. */
+/* Frees the pool; every chunk must be back. NULL is allowed. */
 void stage_pool_close(struct stage_pool *pool);
 
 #endif

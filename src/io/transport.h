@@ -42,7 +42,7 @@ int transport_tcp_connect(const char *address, int *ret_fd, struct err *err) US_
 /* Listens on "ADDRESS:PORT", non-blocking, SO_REUSEADDR. */
 int transport_tcp_listen(const char *address, int *ret_fd, struct err *err) US_MUST_CHECK;
 
-/* Moves all the bytes on a blocking transport. 0, -ECONNRESET at the end of the stream, or -errno. */
+/* Moves all the bytes on a blocking transport. 0, -ECONNRESET at the stream's end, or -errno. */
 int transport_read_all(struct transport *t, void *buf, size_t n) US_MUST_CHECK;
 int transport_write_all(struct transport *t, const struct iovec *iov, int n_iov) US_MUST_CHECK;
 
