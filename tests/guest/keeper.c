@@ -21,7 +21,6 @@
  * verified and corrupt count checks of pages since the start. A corrupt page is counted each time
  * it is met, and is made good when the sweep rewrites it.
  */
-#define _GNU_SOURCE
 #include "line_server.h"
 
 #include <errno.h>
