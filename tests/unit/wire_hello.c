@@ -154,6 +154,10 @@ static void test_malformed_with_right_checksum(void **state)
         reseal(bad);
         assert_int_equal(decode(bad), -EPROTO);
     }
+    memcpy(bad, raw, sizeof(bad));
+    memset(bad + 168, 'x', WIRE_HELLO_TEXT_BYTES); /* no end */
+    reseal(bad);
+    assert_int_equal(decode(bad), -EPROTO);
     reseal(raw);
     assert_int_equal(decode(raw), 0);
 }

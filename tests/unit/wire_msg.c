@@ -468,6 +468,7 @@ static void test_malformed_with_right_checksum(void **state)
         {WIRE_PAGES, ENTRY + 10, 1}, /* a zero page with bytes */
         {WIRE_PAGES, ENTRY + 12, 1},
         {WIRE_PAGES, ENTRY + 15, 1},
+        {WIRE_PAGES, ENTRY + 24, 1}, /* raw of three bytes */
         {WIRE_PAGES, ENTRY + 26, 2}, /* bytes left over, bytes missing */
         {WIRE_PAGES, ENTRY + 26, 4},
         {WIRE_PAGES, ENTRY + 27, 0xff},
