@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef US_IO_CONFIG_H
+#define US_IO_CONFIG_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "core/vm_spec.h"
+
+/* The configuration of a host: understudy.yaml(5). Plain data; all defaults filled in. */
+
+#define HOST_CONFIG_DEFAULT_PATH "/etc/understudy/understudy.yaml"
+
+enum {
+    HOST_ADDRESS_MAX = 64, /* bytes of "ADDRESS:PORT" with the NUL */
+    HOST_PEERS_MAX = 16,
+};
+
+struct host_peer {
+    char name[HOST_NAME_BYTES];
+    char address[HOST_ADDRESS_MAX]; /* where its understudyd listens */
+};
+
+/* How long silence lasts until somebody acts. heartbeat * 3 <= standby < primary. */
+struct host_timeouts {
+    uint32_t heartbeat_ms; /* between two heartbeats */
+    uint32_t standby_ms;   /* primary: silence of the standby until it asks to go solo */
+    uint32_t primary_ms;   /* standby: silence of the primary until it asks to take over */
+};
+
+struct host_config {
+    char name[HOST_NAME_BYTES];
+    char listen[HOST_ADDRESS_MAX];
+    uint32_t n_peers;
+    struct host_peer peers[HOST_PEERS_MAX];
+    char witness[HOST_ADDRESS_MAX];
+    char state_dir[VM_PATH_MAX];  /* records of VMs: survive a reboot */
+    char run_dir[VM_PATH_MAX];    /* sockets */
+    char memory_dir[VM_PATH_MAX]; /* RAM files of VMs; a tmpfs */
+    char emulator[VM_PATH_MAX];
+    char guard[VM_PATH_MAX]; /* the program understudy-guard */
+    struct host_timeouts timeouts;
+    uint32_t staging_mib; /* per VM: epochs captured and not yet acknowledged */
+    uint32_t gate_mib;    /* per VM: frames held */
+};
+
+/* The configuration file to use: `option` (from --config) if it is not NULL, else the environment's
+ * UNDERSTUDY_CONFIG, else HOST_CONFIG_DEFAULT_PATH. Borrowed. */
+const char *host_config_path(const char *option);
+
+/* Reads a configuration file; path as from host_config_path(). 0, or -errno with file, line and
+ * reason. Blocks on the disk. */
+int host_config_load(const char *path, struct host_config *ret_config, struct err *err)
+    US_MUST_CHECK;
+
+/* As host_config_load(), from a text; `file` names it in errors. */
+int host_config_parse(const char *text, size_t n_text, const char *file,
+                      struct host_config *ret_config, struct err *err) US_MUST_CHECK;
+
+/* The peer of that name, or NULL. Borrowed from `config`. */
+const struct host_peer *host_config_peer(const struct host_config *config, const char *name);
+
+#endif
