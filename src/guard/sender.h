@@ -14,24 +14,26 @@
  * back to the pool as soon as they are on the wire.
  *
  * The feeding functions never block and never fail on a dead link: after an error, or without a
- * transport, the sender throws away what it is given (chunks go back to the pool) until attach(). */
+ * transport, the sender throws away what it is given (chunks go back to the pool) until attach().
+ */
 
 struct sender;
 
 struct sender_report {
-    uint64_t sent_epoch;  /* newest epoch whose end was written; 0 = none since attach */
-    uint64_t wire_bytes;  /* bytes written since the sender was made */
-    uint64_t raw_bytes;   /* page and state bytes before encoding, likewise */
-    int error;            /* negative errno that ended the transport; 0 = fine */
+    uint64_t sent_epoch; /* newest epoch whose end was written; 0 = none since attach */
+    uint64_t wire_bytes; /* bytes written since the sender was made */
+    uint64_t raw_bytes;  /* page and state bytes before encoding, likewise */
+    int error;           /* negative errno that ended the transport; 0 = fine */
 };
 
 /* notify_fd: an eventfd (borrowed) written whenever the report changes or chunks became free.
- * max_epochs: how many epochs may be queued; feeding more returns -EBUSY. */
+ * max_epochs: how many epochs may be queued, at least 1; feeding more returns -EBUSY. */
 int sender_new(struct stage_pool *pool, unsigned max_epochs, int notify_fd,
                struct sender **ret_sender) US_MUST_CHECK;
 
 /* Gives the sender a transport after the hellos are done (taken; blocking mode is set here). The
- * previous one must have been detached. Resets sent_epoch and error. */
+ * previous one must have been detached: -EBUSY. Resets sent_epoch and error. On failure the
+ * transport is still the caller's. An epoch that was begun before is not sent. */
 int sender_attach(struct sender *s, struct transport *t) US_MUST_CHECK;
 
 /* Ends the current transport (shutdown, close), throws away everything queued. Returns when the
@@ -39,8 +41,9 @@ int sender_attach(struct sender *s, struct transport *t) US_MUST_CHECK;
 void sender_detach(struct sender *s);
 
 /* Feeding. begin: pair_term as in wire_epoch_begin. chunk: taken. state: copied (format is the
- * state's tag). end: counts and digest are the sender's business. 0, -EBUSY (begin only: too many
- * epochs are queued), -ENOMEM. */
+ * state's tag); at most one per epoch, may be left out. end: counts and digest are the sender's
+ * business. 0; -EBUSY (begin only: too many epochs are queued); state only: -EINVAL for an empty
+ * state, or one or a tag that is too long for the protocol, -ENOMEM. */
 int sender_begin(struct sender *s, uint64_t epoch, uint64_t pair_term) US_MUST_CHECK;
 void sender_chunk(struct sender *s, struct stage_chunk *chunk);
 int sender_state(struct sender *s, const char *format, const uint8_t *bytes,

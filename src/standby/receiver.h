@@ -16,9 +16,12 @@
  * makes the device state the newest, and reads on. An epoch that is not whole when the link ends is
  * thrown away; nothing of it has touched the image (I3).
  *
- *   receiver thread:  read+decode+stage -> verify -> STAGED ... wait ... -> apply -> APPLIED -> read
- *   main thread:                                     ack, receiver_apply()
- */
+ *   receiver thread:  read, decode, stage -> verify -> STAGED ... -> apply -> APPLIED -> read ...
+ *   main thread:                                 ack, receiver_apply()
+ *
+ * Errors (report): -ECONNRESET and other codes of the transport; -EPROTO for what does not decode,
+ * verify or belong; -E2BIG for an epoch that does not fit the staging pool. After any of them the
+ * transport is dead, and waits for detach. */
 
 struct receiver;
 
@@ -29,17 +32,20 @@ struct receiver_report {
     uint64_t applied_term;
     uint64_t wire_bytes; /* received since the receiver was made */
     uint64_t raw_bytes;
-    int error;       /* negative errno that ended the transport; 0 = fine */
-    char text[256];  /* why, for people */
+    int error;      /* negative errno that ended the transport; 0 = fine */
+    char text[256]; /* why, for people */
 };
 
-/* image: the RAM image, n_pages pages, writable, borrowed. notify_fd: an eventfd (borrowed) written
- * whenever the report changes. */
+/* image: the RAM image, n_pages pages, writable, borrowed. It starts as zeros, best as holes in a
+ * tmpfs: those stay holes until a page with something in it comes. pool: for the receiver alone;
+ * its size is the largest epoch. notify_fd: an eventfd (borrowed) written whenever the report
+ * changes. */
 int receiver_new(struct stage_pool *pool, uint8_t *image, uint64_t n_pages, int notify_fd,
                  struct receiver **ret_receiver) US_MUST_CHECK;
 
-/* Starts to read from a transport after its hellos are done (taken). Epoch numbers must grow from
- * the newest staged one on; the first may be any. */
+/* Starts to read from a transport after its hellos are done (taken; blocking mode is set here).
+ * Epoch numbers must grow from the newest staged one on; the first may be any. -EBUSY when the
+ * previous transport was not detached; on failure the transport is still the caller's. */
 int receiver_attach(struct receiver *r, struct transport *t) US_MUST_CHECK;
 
 /* Ends the transport and throws away a half-received epoch. An epoch that is staged stays, and can
@@ -52,8 +58,8 @@ void receiver_apply(struct receiver *r);
 /* Waits until the staged epoch, if any was ordered, is applied: bounded by copying one epoch. */
 void receiver_drain(struct receiver *r);
 
-/* The newest applied device state. Borrowed: valid while nothing is applied (detached and drained).
- * -ENOENT when there is none. */
+/* The device state of the newest applied epoch. Borrowed: valid while nothing is applied (detached
+ * and drained). -ENOENT when that epoch had none (as in seeding), or there is no epoch. */
 int receiver_state(struct receiver *r, const char **ret_format, const uint8_t **ret_bytes,
                    size_t *ret_n) US_MUST_CHECK;
 

@@ -1,0 +1,477 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "guard/sender.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "wire/msg.h"
+#include "wire/page.h"
+
+/* Theory of operation. The guard's main thread appends to a ring of jobs, one job per epoch; the
+ * sender's thread takes the front job apart in steps: begin, each chunk, state, end, each of which
+ * becomes messages at the end of the output buffer. The buffer is written when it is well filled,
+ * when there is nothing else to do, and at the end of an epoch; so a small epoch is one write, and
+ * a large one is on its way while the guard still copies pages.
+ *
+ * The lock protects everything up to "thread only". A job's state buffer is the guard's until
+ * state_ready, then the thread's until the job leaves the ring. `busy` says that the thread is in
+ * a step, outside the lock, and uses the transport, the front job and the output buffer; detach
+ * waits for its end. The pool's lock ranks below this one. */
+
+enum {
+    FLUSH_BYTES = 256 * 1024, /* written when the buffer holds so much */
+    OUT_BYTES = FLUSH_BYTES + WIRE_HEADER_BYTES + WIRE_PAYLOAD_MAX,
+    SCRATCH_BYTES = WIRE_PAGES_PER_MSG * WIRE_PAGE_BYTES,
+};
+
+static_assert((int)STAGE_CHUNK_PAGES <= (int)WIRE_PAGES_PER_MSG, "a chunk fits one message");
+static_assert((int)WIRE_STATE_PER_MSG <= (int)SCRATCH_BYTES, "and so does a piece of state");
+
+struct job {
+    uint64_t epoch, pair_term;
+    struct stage_chunk *chunks; /* oldest first */
+    struct stage_chunk **chunks_end;
+    char format[WIRE_FORMAT_BYTES];
+    uint8_t *state;
+    uint64_t n_state, state_room; /* bytes used and allocated */
+    bool state_ready, ended;      /* set by feeding, in this order */
+    bool begun, state_taken;      /* set by the thread when it starts on them */
+};
+
+enum step_kind { STEP_NONE, STEP_BEGIN, STEP_CHUNK, STEP_STATE, STEP_END, STEP_FLUSH };
+
+struct step {
+    enum step_kind kind;
+    struct job *job;
+    struct stage_chunk *chunk; /* STEP_CHUNK */
+};
+
+struct sender {
+    struct stage_pool *pool;
+    int notify_fd;
+    pthread_t thread;
+    pthread_mutex_t lock;
+    pthread_cond_t wake;         /* for the thread: there may be something to do */
+    pthread_cond_t idle;         /* for detach: busy has ended */
+    struct transport *transport; /* NULL = detached */
+    bool active;                 /* there is a transport, without an error, not being detached */
+    bool busy, stop;
+    struct job *jobs; /* ring of max_jobs */
+    unsigned max_jobs, first_job, n_jobs;
+    bool feeding; /* the newest job is not ended, and takes chunks and state */
+    struct sender_report report;
+
+    /* thread only (and attach, which finds the thread idle) */
+    uint8_t *out, *scratch;
+    size_t n_out;
+    struct page_encoder *encoder;
+    struct epoch_digest *digest;
+    uint64_t n_pages; /* of the epoch in work */
+    struct wire_msg msg;
+};
+
+static struct job *job_at(struct sender *s, unsigned i)
+{
+    return &s->jobs[(s->first_job + i) % s->max_jobs];
+}
+
+static void notify(struct sender *s)
+{
+    uint64_t one = 1;
+
+    (void)!write(s->notify_fd, &one, sizeof(one)); /* a full eventfd is readable as well */
+}
+
+/* Gives up what is queued. Under the lock. */
+static void drop_jobs(struct sender *s)
+{
+    for (unsigned i = 0; i < s->n_jobs; i++)
+        stage_pool_put(s->pool, job_at(s, i)->chunks);
+    s->n_jobs = 0;
+    s->feeding = false;
+}
+
+/* The thread's half: steps outside the lock. */
+
+static int flush(struct sender *s, uint64_t *wire_bytes)
+{
+    struct iovec iov = {.iov_base = s->out, .iov_len = s->n_out};
+    int rc = transport_write_all(s->transport, &iov, 1);
+
+    if (rc == 0)
+        *wire_bytes += s->n_out;
+    s->n_out = 0;
+    return rc;
+}
+
+/* Puts s->msg into the output buffer. */
+static int put_msg(struct sender *s, uint16_t type, uint64_t epoch, uint64_t *wire_bytes)
+{
+    int64_t n;
+
+    s->msg.type = type;
+    s->msg.epoch = epoch;
+    n = wire_msg_encode(&s->msg, s->out + s->n_out, OUT_BYTES - s->n_out);
+    if (n < 0)
+        return (int)n;
+    s->n_out += (size_t)n;
+    return s->n_out >= FLUSH_BYTES ? flush(s, wire_bytes) : 0;
+}
+
+static int put_begin(struct sender *s, const struct job *job, uint64_t *wire_bytes)
+{
+    epoch_digest_reset(s->digest);
+    s->n_pages = 0;
+    s->msg.u.epoch_begin = (struct wire_epoch_begin){.pair_term = job->pair_term};
+    return put_msg(s, WIRE_EPOCH_BEGIN, job->epoch, wire_bytes);
+}
+
+static int put_chunk(struct sender *s, const struct job *job, const struct stage_chunk *chunk,
+                     uint64_t *wire_bytes)
+{
+    struct wire_pages *pages = &s->msg.u.pages;
+
+    for (uint32_t i = 0; i < chunk->n_pages; i++) {
+        const uint8_t *page = chunk->bytes + (size_t)i * STAGE_PAGE_BYTES;
+
+        epoch_digest_page(s->digest, chunk->number[i], page);
+        s->encoder->ops->encode(s->encoder, chunk->number[i], page,
+                                s->scratch + (size_t)i * WIRE_PAGE_BYTES, &pages->page[i]);
+    }
+    pages->n = chunk->n_pages;
+    s->n_pages += chunk->n_pages;
+    return pages->n ? put_msg(s, WIRE_PAGES, job->epoch, wire_bytes) : 0;
+}
+
+static int put_state(struct sender *s, const struct job *job, uint64_t *wire_bytes)
+{
+    int rc = 0;
+
+    epoch_digest_state(s->digest, job->state, job->n_state);
+    for (uint64_t at = 0; at < job->n_state && rc == 0;) {
+        struct wire_state *piece = &s->msg.u.state;
+        uint64_t left = job->n_state - at;
+        uint32_t n = left < WIRE_STATE_PER_MSG ? (uint32_t)left : (uint32_t)WIRE_STATE_PER_MSG;
+
+        *piece = (struct wire_state){.total = job->n_state, .offset = at};
+        memcpy(piece->format, job->format, sizeof(piece->format));
+        state_piece_encode(job->state + at, n, s->scratch, piece);
+        rc = put_msg(s, WIRE_STATE, job->epoch, wire_bytes);
+        at += n;
+    }
+    return rc;
+}
+
+static int put_end(struct sender *s, const struct job *job, uint64_t *wire_bytes)
+{
+    struct wire_epoch_end *end = &s->msg.u.epoch_end;
+    int rc;
+
+    *end = (struct wire_epoch_end){.n_pages = s->n_pages,
+                                   .n_state_bytes = job->state_ready ? job->n_state : 0};
+    epoch_digest_get(s->digest, end->digest);
+    rc = put_msg(s, WIRE_EPOCH_END, job->epoch, wire_bytes);
+    return rc == 0 && s->n_out ? flush(s, wire_bytes) : rc;
+}
+
+static int do_step(struct sender *s, const struct step *step, uint64_t *wire_bytes)
+{
+    switch (step->kind) {
+    case STEP_BEGIN:
+        return put_begin(s, step->job, wire_bytes);
+    case STEP_CHUNK:
+        return put_chunk(s, step->job, step->chunk, wire_bytes);
+    case STEP_STATE:
+        return put_state(s, step->job, wire_bytes);
+    case STEP_END:
+        return put_end(s, step->job, wire_bytes);
+    case STEP_FLUSH:
+        return flush(s, wire_bytes);
+    case STEP_NONE:
+        break;
+    }
+    return 0;
+}
+
+/* The thread's half: between steps, under the lock. */
+
+static struct step next_step(struct sender *s)
+{
+    struct step step = {.job = s->n_jobs ? job_at(s, 0) : NULL};
+    struct job *job = step.job;
+
+    if (!s->active)
+        return step;
+    if (job && !job->begun) {
+        job->begun = true;
+        step.kind = STEP_BEGIN;
+    } else if (job && job->chunks) {
+        step.kind = STEP_CHUNK;
+        step.chunk = job->chunks;
+        job->chunks = step.chunk->next;
+        if (!job->chunks)
+            job->chunks_end = &job->chunks;
+        step.chunk->next = NULL;
+    } else if (job && job->state_ready && !job->state_taken) {
+        job->state_taken = true;
+        step.kind = STEP_STATE;
+    } else if (job && job->ended) {
+        step.kind = STEP_END;
+    } else if (s->n_out) {
+        step.kind = STEP_FLUSH;
+    }
+    return step;
+}
+
+static void finish_step(struct sender *s, const struct step *step, int rc, uint64_t wire_bytes)
+{
+    bool news = rc != 0 || step->kind == STEP_CHUNK || step->kind == STEP_END;
+
+    s->report.wire_bytes += wire_bytes;
+    if (step->kind == STEP_CHUNK) {
+        s->report.raw_bytes += (uint64_t)step->chunk->n_pages * STAGE_PAGE_BYTES;
+        stage_pool_put(s->pool, step->chunk);
+    } else if (step->kind == STEP_STATE) {
+        s->report.raw_bytes += step->job->n_state;
+    } else if (step->kind == STEP_END && rc == 0) {
+        s->report.sent_epoch = step->job->epoch;
+        s->first_job = (s->first_job + 1) % s->max_jobs;
+        s->n_jobs--;
+    }
+    if (rc && s->active) { /* else detach has caused it */
+        s->active = false;
+        s->report.error = rc;
+        drop_jobs(s);
+    }
+    if (news)
+        notify(s);
+}
+
+static void *sender_thread(void *arg)
+{
+    struct sender *s = arg;
+
+    pthread_mutex_lock(&s->lock);
+    while (!s->stop) {
+        struct step step = next_step(s);
+        uint64_t wire_bytes = 0;
+        int rc;
+
+        if (step.kind == STEP_NONE) {
+            pthread_cond_wait(&s->wake, &s->lock);
+            continue;
+        }
+        s->busy = true;
+        pthread_mutex_unlock(&s->lock);
+        rc = do_step(s, &step, &wire_bytes);
+        pthread_mutex_lock(&s->lock);
+        s->busy = false;
+        finish_step(s, &step, rc, wire_bytes);
+        pthread_cond_signal(&s->idle);
+    }
+    pthread_mutex_unlock(&s->lock);
+    return NULL;
+}
+
+/* The main thread's half. */
+
+int sender_begin(struct sender *s, uint64_t epoch, uint64_t pair_term)
+{
+    int rc = 0;
+
+    pthread_mutex_lock(&s->lock);
+    if (s->active && s->n_jobs == s->max_jobs) {
+        rc = -EBUSY;
+    } else if (s->active) {
+        struct job *job = job_at(s, s->n_jobs++);
+
+        *job = (struct job){.epoch = epoch,
+                            .pair_term = pair_term,
+                            .chunks_end = &job->chunks,
+                            .state = job->state,
+                            .state_room = job->state_room};
+        s->feeding = true;
+        pthread_cond_signal(&s->wake);
+    }
+    pthread_mutex_unlock(&s->lock);
+    return rc;
+}
+
+void sender_chunk(struct sender *s, struct stage_chunk *chunk)
+{
+    chunk->next = NULL;
+    pthread_mutex_lock(&s->lock);
+    if (s->feeding) {
+        struct job *job = job_at(s, s->n_jobs - 1);
+
+        *job->chunks_end = chunk;
+        job->chunks_end = &chunk->next;
+        pthread_cond_signal(&s->wake);
+    } else {
+        stage_pool_put(s->pool, chunk);
+    }
+    pthread_mutex_unlock(&s->lock);
+}
+
+int sender_state(struct sender *s, const char *format, const uint8_t *bytes, uint64_t n_bytes)
+{
+    struct job *job = NULL;
+
+    if (!n_bytes || n_bytes > WIRE_STATE_MAX || !format[0] || strlen(format) >= WIRE_FORMAT_BYTES)
+        return -EINVAL;
+    pthread_mutex_lock(&s->lock);
+    if (s->feeding)
+        job = job_at(s, s->n_jobs - 1);
+    pthread_mutex_unlock(&s->lock);
+    if (!job)
+        return 0;
+    /* Outside the lock: the job's state is ours, even when the thread drops the job meanwhile. */
+    if (job->state_room < n_bytes) {
+        uint8_t *room = realloc(job->state, n_bytes);
+
+        if (!room)
+            return -ENOMEM;
+        job->state = room;
+        job->state_room = n_bytes;
+    }
+    memcpy(job->state, bytes, n_bytes);
+    strcpy(job->format, format);
+    job->n_state = n_bytes;
+    pthread_mutex_lock(&s->lock);
+    job->state_ready = true;
+    pthread_cond_signal(&s->wake);
+    pthread_mutex_unlock(&s->lock);
+    return 0;
+}
+
+void sender_end(struct sender *s)
+{
+    pthread_mutex_lock(&s->lock);
+    if (s->feeding) {
+        job_at(s, s->n_jobs - 1)->ended = true;
+        s->feeding = false;
+        pthread_cond_signal(&s->wake);
+    }
+    pthread_mutex_unlock(&s->lock);
+}
+
+int sender_attach(struct sender *s, struct transport *t)
+{
+    int rc;
+
+    if (s->transport)
+        return -EBUSY;
+    rc = transport_set_blocking(t, true);
+    if (rc)
+        return rc;
+    pthread_mutex_lock(&s->lock);
+    s->transport = t;
+    s->n_out = 0;
+    s->report.sent_epoch = 0;
+    s->report.error = 0;
+    s->active = true;
+    pthread_mutex_unlock(&s->lock);
+    return 0;
+}
+
+void sender_detach(struct sender *s)
+{
+    struct transport *t;
+
+    pthread_mutex_lock(&s->lock);
+    s->active = false;
+    if (s->transport)
+        s->transport->ops->shutdown(s->transport);
+    while (s->busy)
+        pthread_cond_wait(&s->idle, &s->lock);
+    drop_jobs(s);
+    t = s->transport;
+    s->transport = NULL;
+    pthread_mutex_unlock(&s->lock);
+    if (t)
+        t->ops->close(t);
+}
+
+void sender_report_get(struct sender *s, struct sender_report *ret_report)
+{
+    pthread_mutex_lock(&s->lock);
+    *ret_report = s->report;
+    pthread_mutex_unlock(&s->lock);
+}
+
+static void sender_free(struct sender *s)
+{
+    pthread_mutex_destroy(&s->lock);
+    pthread_cond_destroy(&s->wake);
+    pthread_cond_destroy(&s->idle);
+    for (unsigned i = 0; s->jobs && i < s->max_jobs; i++)
+        free(s->jobs[i].state);
+    if (s->encoder)
+        s->encoder->ops->free(s->encoder);
+    epoch_digest_free(s->digest);
+    free(s->jobs);
+    free(s->out);
+    free(s->scratch);
+    free(s);
+}
+
+/* Signals are the main thread's: it waits for them with a descriptor. */
+static int start_thread(struct sender *s)
+{
+    sigset_t all, old;
+    int rc;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    rc = -pthread_create(&s->thread, NULL, sender_thread, s);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    if (rc == 0)
+        (void)pthread_setname_np(s->thread, "us-send"); /* only for people who look at threads */
+    return rc;
+}
+
+int sender_new(struct stage_pool *pool, unsigned max_epochs, int notify_fd,
+               struct sender **ret_sender)
+{
+    struct sender *s = calloc(1, sizeof(*s));
+    int rc = -ENOMEM;
+
+    if (!s)
+        return -ENOMEM;
+    pthread_mutex_init(&s->lock, NULL);
+    pthread_cond_init(&s->wake, NULL);
+    pthread_cond_init(&s->idle, NULL);
+    s->pool = pool;
+    s->notify_fd = notify_fd;
+    s->max_jobs = max_epochs;
+    s->jobs = calloc(max_epochs, sizeof(*s->jobs));
+    s->out = malloc(OUT_BYTES);
+    s->scratch = malloc(SCRATCH_BYTES);
+    s->encoder = page_encoder_lz4_new();
+    s->digest = epoch_digest_new();
+    if (s->jobs && s->out && s->scratch && s->encoder && s->digest)
+        rc = start_thread(s);
+    if (rc)
+        sender_free(s);
+    else
+        *ret_sender = s;
+    return rc;
+}
+
+void sender_close(struct sender *s)
+{
+    if (!s)
+        return;
+    sender_detach(s);
+    pthread_mutex_lock(&s->lock);
+    s->stop = true;
+    pthread_cond_signal(&s->wake);
+    pthread_mutex_unlock(&s->lock);
+    (void)pthread_join(s->thread, NULL); /* cannot fail: it is ours and joined once */
+    sender_free(s);
+}

@@ -1,0 +1,506 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "standby/receiver.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "wire/page.h"
+
+/* Theory of operation. The thread does one of two things, outside the lock: it reads the next epoch
+ * (while there is a transport and no epoch is staged), or it applies the staged one (once ordered);
+ * `busy` says which. An epoch being read is the thread's own, in `in`; whole and verified, it moves
+ * to `staged`, which belongs to the thread too, but outlives the transport. So detach has only the
+ * reading to interrupt and wait for.
+ *
+ * What a peer can send is bounded: messages by the protocol, pages by the staging pool, the device
+ * state by WIRE_STATE_MAX. The pool's lock ranks below this one. */
+
+/* Marks, in a staged chunk, a page that is all zero; its bytes there are not set. */
+#define STAGED_ZERO (UINT64_C(1) << 63)
+
+static_assert(WIRE_PAGE_NUMBERS <= STAGED_ZERO, "the mark is no part of a page number");
+static_assert((int)STAGE_PAGE_BYTES == (int)WIRE_PAGE_BYTES, "pages are pages");
+
+struct device_state {
+    char format[WIRE_FORMAT_BYTES]; /* "" = there is none */
+    uint8_t *bytes;
+    uint64_t n, room; /* bytes used and allocated */
+};
+
+/* An epoch on its way from the wire to the image. */
+struct staged_epoch {
+    uint64_t epoch, term;
+    uint64_t n_pages, n_state;  /* received so far; n_state of state.n */
+    struct stage_chunk *chunks; /* oldest first */
+    struct stage_chunk *newest;
+    struct device_state state;
+};
+
+enum work { WORK_NONE, WORK_READ, WORK_APPLY };
+
+struct receiver {
+    struct stage_pool *pool;
+    uint8_t *image;
+    uint64_t n_image_pages;
+    int notify_fd;
+    pthread_t thread;
+    pthread_mutex_t lock;
+    pthread_cond_t wake;         /* for the thread: there may be something to do */
+    pthread_cond_t idle;         /* for detach and drain: the thread has done something */
+    struct transport *transport; /* NULL = detached */
+    bool active;                 /* there is a transport, without an error, not being detached */
+    bool is_staged;              /* `staged` holds an epoch */
+    bool apply_ordered, stop;
+    enum work busy;
+    struct receiver_report report;
+    struct device_state applied; /* the thread's while it applies, else the main thread's */
+
+    /* thread only */
+    struct staged_epoch in, staged;
+    uint8_t *touched; /* bit per image page: we have written it, so it may hold anything */
+    uint8_t *payload;
+    struct epoch_digest *digest;
+    struct wire_msg msg;
+};
+
+static const uint8_t zero_page[WIRE_PAGE_BYTES];
+
+static void notify(struct receiver *r)
+{
+    uint64_t one = 1;
+
+    (void)!write(r->notify_fd, &one, sizeof(one)); /* a full eventfd is readable as well */
+}
+
+/* Empties an epoch; the state's memory is kept for the next. */
+static void epoch_reset(struct receiver *r, struct staged_epoch *e)
+{
+    stage_pool_put(r->pool, e->chunks);
+    e->chunks = e->newest = NULL;
+    e->n_pages = e->n_state = 0;
+    e->state.format[0] = '\0';
+    e->state.n = 0;
+}
+
+/* Reading. */
+
+/* Reads the next message into r->msg, which borrows from r->payload. */
+static int read_msg(struct receiver *r, uint64_t *wire_bytes, struct err *err)
+{
+    uint8_t raw[WIRE_HEADER_BYTES];
+    struct wire_header header;
+    int rc = transport_read_all(r->transport, raw, sizeof(raw));
+
+    if (rc)
+        return err_sys(err, rc, "data channel");
+    rc = wire_header_decode(raw, WIRE_CHANNEL_DATA, &header, err);
+    if (rc)
+        return rc;
+    rc = transport_read_all(r->transport, r->payload, header.length);
+    if (rc)
+        return err_sys(err, rc, "data channel");
+    *wire_bytes += sizeof(raw) + header.length;
+    return wire_msg_decode(raw, &header, r->payload, &r->msg, err);
+}
+
+/* The chunk that takes the next page. */
+static int stage_room(struct receiver *r, struct stage_chunk **ret_chunk, struct err *err)
+{
+    struct stage_chunk *chunk = r->in.newest;
+
+    if (!chunk || chunk->n_pages == STAGE_CHUNK_PAGES) {
+        chunk = stage_pool_get(r->pool);
+        if (!chunk)
+            return err_set(err, -E2BIG, "epoch %" PRIu64 " is larger than the staging memory",
+                           r->in.epoch);
+        if (r->in.newest)
+            r->in.newest->next = chunk;
+        else
+            r->in.chunks = chunk;
+        r->in.newest = chunk;
+    }
+    *ret_chunk = chunk;
+    return 0;
+}
+
+static int take_page(struct receiver *r, const struct wire_page *page, struct err *err)
+{
+    struct stage_chunk *chunk;
+    uint8_t *bytes;
+    int rc;
+
+    if (page->number >= r->n_image_pages)
+        return err_set(err, -EPROTO, "page %" PRIu64 " of a VM that has %" PRIu64, page->number,
+                       r->n_image_pages);
+    rc = stage_room(r, &chunk, err);
+    if (rc)
+        return rc;
+    if (page->encoding == WIRE_ENC_ZERO) {
+        epoch_digest_page(r->digest, page->number, zero_page);
+        chunk->number[chunk->n_pages++] = page->number | STAGED_ZERO;
+        return 0;
+    }
+    bytes = chunk->bytes + (size_t)chunk->n_pages * STAGE_PAGE_BYTES;
+    rc = page_decode(page, bytes, err);
+    if (rc)
+        return rc;
+    epoch_digest_page(r->digest, page->number, bytes);
+    chunk->number[chunk->n_pages++] = page->number;
+    return 0;
+}
+
+static int take_pages(struct receiver *r, struct err *err)
+{
+    const struct wire_pages *pages = &r->msg.u.pages;
+
+    if (r->in.state.n)
+        return err_set(err, -EPROTO, "pages after the device state");
+    for (uint32_t i = 0; i < pages->n; i++) {
+        int rc = take_page(r, &pages->page[i], err);
+
+        if (rc)
+            return rc;
+    }
+    r->in.n_pages += pages->n;
+    return 0;
+}
+
+static int take_state(struct receiver *r, struct err *err)
+{
+    const struct wire_state *piece = &r->msg.u.state;
+    struct device_state *state = &r->in.state;
+    int rc;
+
+    if (!r->in.n_state) {
+        if (state->room < piece->total) {
+            uint8_t *room = realloc(state->bytes, piece->total);
+
+            if (!room)
+                return err_sys(err, -ENOMEM, "device state of %" PRIu64 " bytes", piece->total);
+            state->bytes = room;
+            state->room = piece->total;
+        }
+        memcpy(state->format, piece->format, sizeof(state->format));
+        state->n = piece->total;
+    }
+    if (piece->total != state->n || strcmp(piece->format, state->format) != 0 ||
+        piece->offset != r->in.n_state || piece->n_raw > state->n - r->in.n_state)
+        return err_set(err, -EPROTO, "pieces of device state that do not belong together");
+    rc = state_piece_decode(piece, state->bytes + piece->offset, err);
+    if (rc)
+        return rc;
+    epoch_digest_state(r->digest, state->bytes + piece->offset, piece->n_raw);
+    r->in.n_state += piece->n_raw;
+    return 0;
+}
+
+static int verify_epoch(struct receiver *r, struct err *err)
+{
+    const struct wire_epoch_end *end = &r->msg.u.epoch_end;
+    uint8_t digest[WIRE_DIGEST_BYTES];
+
+    if (end->n_pages != r->in.n_pages || end->n_state_bytes != r->in.n_state ||
+        r->in.n_state != r->in.state.n)
+        return err_set(err, -EPROTO, "it is not whole");
+    epoch_digest_get(r->digest, digest);
+    if (memcmp(digest, end->digest, sizeof(digest)) != 0)
+        return err_set(err, -EPROTO, "its digest is wrong");
+    return 0;
+}
+
+/* Reads one whole epoch into r->in. */
+static int read_epoch(struct receiver *r, uint64_t newest, uint64_t *wire_bytes, struct err *err)
+{
+    int rc = read_msg(r, wire_bytes, err);
+
+    if (rc)
+        return rc;
+    if (r->msg.type != WIRE_EPOCH_BEGIN)
+        return err_set(err, -EPROTO, "no epoch begins where one should");
+    if (r->msg.epoch <= newest)
+        return err_set(err, -EPROTO, "epoch %" PRIu64 " after epoch %" PRIu64, r->msg.epoch,
+                       newest);
+    r->in.epoch = r->msg.epoch;
+    r->in.term = r->msg.u.epoch_begin.pair_term;
+    epoch_digest_reset(r->digest);
+    do {
+        rc = read_msg(r, wire_bytes, err);
+        if (rc == 0 && (r->msg.epoch != r->in.epoch || r->msg.type == WIRE_EPOCH_BEGIN))
+            rc = err_set(err, -EPROTO, "another epoch begins inside of it");
+        else if (rc == 0 && r->msg.type == WIRE_PAGES)
+            rc = take_pages(r, err);
+        else if (rc == 0 && r->msg.type == WIRE_STATE)
+            rc = take_state(r, err);
+        else if (rc == 0)
+            rc = verify_epoch(r, err);
+    } while (rc == 0 && r->msg.type != WIRE_EPOCH_END);
+    if (rc && rc != -E2BIG)
+        err_prefix(err, "epoch %" PRIu64, r->in.epoch);
+    return rc;
+}
+
+static void work_read(struct receiver *r)
+{
+    uint64_t newest = r->report.staged_epoch, wire_bytes = 0;
+    struct err err = {""};
+    int rc;
+
+    pthread_mutex_unlock(&r->lock);
+    rc = read_epoch(r, newest, &wire_bytes, &err);
+    if (rc == 0) {
+        struct staged_epoch was = r->staged;
+
+        r->staged = r->in;
+        r->in = was;
+    } else {
+        epoch_reset(r, &r->in);
+    }
+    pthread_mutex_lock(&r->lock);
+
+    r->report.wire_bytes += wire_bytes;
+    if (rc == 0) {
+        r->is_staged = true;
+        r->report.staged_epoch = r->staged.epoch;
+        r->report.staged_term = r->staged.term;
+        r->report.raw_bytes += r->staged.n_pages * WIRE_PAGE_BYTES + r->staged.n_state;
+    } else if (r->active) { /* else detach has caused it */
+        r->active = false;
+        r->report.error = rc;
+        (void)snprintf(r->report.text, sizeof(r->report.text), "%.255s", err.text);
+    }
+}
+
+/* Applying. */
+
+/* True when nobody has ever stored anything in the page, as far as the kernel knows: then it reads
+ * as zeros, and looking would only allocate it (a read fault does, in a tmpfs). A page that was
+ * swapped out looks the same, hence `touched`. */
+static bool is_hole(uint8_t *page)
+{
+    unsigned char resident;
+
+    return mincore(page, WIRE_PAGE_BYTES, &resident) == 0 && !(resident & 1);
+}
+
+static void apply_page(struct receiver *r, uint64_t number, const uint8_t *bytes)
+{
+    uint8_t *page = r->image + number * WIRE_PAGE_BYTES;
+    uint8_t *touched = &r->touched[number / 8], bit = (uint8_t)(1 << number % 8);
+
+    if (bytes) {
+        *touched |= bit;
+        memcpy(page, bytes, WIRE_PAGE_BYTES);
+    } else if (((*touched & bit) || !is_hole(page)) &&
+               memcmp(page, zero_page, WIRE_PAGE_BYTES) != 0) {
+        memset(page, 0, WIRE_PAGE_BYTES);
+    }
+}
+
+static void work_apply(struct receiver *r)
+{
+    struct device_state was = r->applied;
+
+    pthread_mutex_unlock(&r->lock);
+    for (struct stage_chunk *chunk = r->staged.chunks; chunk; chunk = chunk->next)
+        for (uint32_t i = 0; i < chunk->n_pages; i++) {
+            uint64_t number = chunk->number[i];
+            bool zero = number & STAGED_ZERO;
+
+            apply_page(r, number & ~STAGED_ZERO,
+                       zero ? NULL : chunk->bytes + (size_t)i * STAGE_PAGE_BYTES);
+        }
+    pthread_mutex_lock(&r->lock);
+
+    /* An epoch without a device state leaves none: the older one does not fit this memory. */
+    r->applied = r->staged.state;
+    r->staged.state = was;
+    r->report.applied_epoch = r->staged.epoch;
+    r->report.applied_term = r->staged.term;
+    epoch_reset(r, &r->staged);
+    r->is_staged = r->apply_ordered = false;
+}
+
+static enum work next_work(const struct receiver *r)
+{
+    if (r->is_staged)
+        return r->apply_ordered ? WORK_APPLY : WORK_NONE;
+    return r->active ? WORK_READ : WORK_NONE;
+}
+
+static void *receiver_thread(void *arg)
+{
+    struct receiver *r = arg;
+
+    pthread_mutex_lock(&r->lock);
+    while (!r->stop) {
+        r->busy = next_work(r);
+        if (r->busy == WORK_NONE) {
+            pthread_cond_wait(&r->wake, &r->lock);
+            continue;
+        }
+        if (r->busy == WORK_READ)
+            work_read(r);
+        else
+            work_apply(r);
+        r->busy = WORK_NONE;
+        notify(r);
+        pthread_cond_broadcast(&r->idle);
+    }
+    pthread_mutex_unlock(&r->lock);
+    return NULL;
+}
+
+/* The main thread's half. */
+
+int receiver_attach(struct receiver *r, struct transport *t)
+{
+    int rc;
+
+    if (r->transport)
+        return -EBUSY;
+    rc = transport_set_blocking(t, true);
+    if (rc)
+        return rc;
+    pthread_mutex_lock(&r->lock);
+    r->transport = t;
+    r->report.error = 0;
+    r->report.text[0] = '\0';
+    r->active = true;
+    pthread_cond_signal(&r->wake);
+    pthread_mutex_unlock(&r->lock);
+    return 0;
+}
+
+void receiver_detach(struct receiver *r)
+{
+    struct transport *t;
+
+    pthread_mutex_lock(&r->lock);
+    r->active = false;
+    if (r->transport)
+        r->transport->ops->shutdown(r->transport);
+    while (r->busy == WORK_READ)
+        pthread_cond_wait(&r->idle, &r->lock);
+    t = r->transport;
+    r->transport = NULL;
+    pthread_mutex_unlock(&r->lock);
+    if (t)
+        t->ops->close(t);
+}
+
+void receiver_apply(struct receiver *r)
+{
+    pthread_mutex_lock(&r->lock);
+    r->apply_ordered = r->is_staged;
+    pthread_cond_signal(&r->wake);
+    pthread_mutex_unlock(&r->lock);
+}
+
+void receiver_drain(struct receiver *r)
+{
+    pthread_mutex_lock(&r->lock);
+    while (r->apply_ordered)
+        pthread_cond_wait(&r->idle, &r->lock);
+    pthread_mutex_unlock(&r->lock);
+}
+
+int receiver_state(struct receiver *r, const char **ret_format, const uint8_t **ret_bytes,
+                   size_t *ret_n)
+{
+    int rc = -ENOENT;
+
+    pthread_mutex_lock(&r->lock);
+    if (r->applied.format[0]) {
+        *ret_format = r->applied.format;
+        *ret_bytes = r->applied.bytes;
+        *ret_n = r->applied.n;
+        rc = 0;
+    }
+    pthread_mutex_unlock(&r->lock);
+    return rc;
+}
+
+void receiver_report_get(struct receiver *r, struct receiver_report *ret_report)
+{
+    pthread_mutex_lock(&r->lock);
+    *ret_report = r->report;
+    pthread_mutex_unlock(&r->lock);
+}
+
+static void receiver_free(struct receiver *r)
+{
+    pthread_mutex_destroy(&r->lock);
+    pthread_cond_destroy(&r->wake);
+    pthread_cond_destroy(&r->idle);
+    stage_pool_put(r->pool, r->staged.chunks); /* staged, but never applied */
+    free(r->in.state.bytes);
+    free(r->staged.state.bytes);
+    free(r->applied.bytes);
+    epoch_digest_free(r->digest);
+    free(r->touched);
+    free(r->payload);
+    free(r);
+}
+
+/* Signals are the main thread's: it waits for them with a descriptor. */
+static int start_thread(struct receiver *r)
+{
+    sigset_t all, old;
+    int rc;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    rc = -pthread_create(&r->thread, NULL, receiver_thread, r);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    if (rc == 0)
+        (void)pthread_setname_np(r->thread, "us-receive"); /* only for people */
+    return rc;
+}
+
+int receiver_new(struct stage_pool *pool, uint8_t *image, uint64_t n_pages, int notify_fd,
+                 struct receiver **ret_receiver)
+{
+    struct receiver *r = calloc(1, sizeof(*r));
+    int rc = -ENOMEM;
+
+    if (!r)
+        return -ENOMEM;
+    pthread_mutex_init(&r->lock, NULL);
+    pthread_cond_init(&r->wake, NULL);
+    pthread_cond_init(&r->idle, NULL);
+    r->pool = pool;
+    r->image = image;
+    r->n_image_pages = n_pages;
+    r->notify_fd = notify_fd;
+    r->touched = calloc(n_pages / 8 + 1, 1);
+    r->payload = malloc(WIRE_PAYLOAD_MAX);
+    r->digest = epoch_digest_new();
+    if (r->touched && r->payload && r->digest)
+        rc = start_thread(r);
+    if (rc)
+        receiver_free(r);
+    else
+        *ret_receiver = r;
+    return rc;
+}
+
+void receiver_close(struct receiver *r)
+{
+    if (!r)
+        return;
+    receiver_detach(r);
+    pthread_mutex_lock(&r->lock);
+    r->stop = true;
+    pthread_cond_signal(&r->wake);
+    pthread_mutex_unlock(&r->lock);
+    (void)pthread_join(r->thread, NULL); /* cannot fail: it is ours and joined once */
+    receiver_free(r);
+}
