@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
-#include "io/yaml.h"
+#include "io/yaml_file.h"
 #include "wire/msg.h"
 
 /* The file as libcyaml fills it in: pointers, NULL or 0 where a key is missing. */

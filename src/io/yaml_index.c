@@ -39,13 +39,17 @@ static int fail(const struct scan *s, struct err *err, unsigned line, const char
     return err_set(err, -EINVAL, "%s:%u: %s", s->file, line, what);
 }
 
-/* Cuts the path to `n` bytes and appends to it. False when it does not fit. */
-static bool path_set(struct scan *s, size_t n, const char *fmt, const char *key, unsigned number)
+/* Cuts the path to `n` bytes and appends a key, or else an entry's number. False when it does not
+ * fit. */
+static bool path_set(struct scan *s, size_t n, const char *key, unsigned number)
 {
     size_t room = sizeof(s->path) - n;
-    int len =
-        key ? snprintf(s->path + n, room, fmt, key) : snprintf(s->path + n, room, fmt, number);
+    int len;
 
+    if (key)
+        len = snprintf(s->path + n, room, "%s%s", n ? "." : "", key);
+    else
+        len = snprintf(s->path + n, room, "[%u]", number);
     return len >= 0 && (size_t)len < room;
 }
 
@@ -71,7 +75,7 @@ static int take_key(struct scan *s, const yaml_event_t *event, struct err *err)
         return fail(s, err, line, "a key must be a plain word");
     if (memchr(key, '\0', event->data.scalar.length))
         return fail(s, err, line, "a NUL byte is not allowed");
-    if (!path_set(s, top->n_path, top->n_path ? ".%s" : "%s", key, 0))
+    if (!path_set(s, top->n_path, key, 0))
         return fail(s, err, line, "this key is too long");
     if (yaml_index_line(s->index, s->path))
         return err_set(err, -EINVAL, "%s:%u: %s: given twice", s->file, line, s->path);
@@ -91,7 +95,7 @@ static int enter_value(struct scan *s, const yaml_event_t *event, struct err *er
         top->have_key = false;
         return 0;
     }
-    if (!path_set(s, top->n_path, "[%u]", NULL, top->entries++))
+    if (!path_set(s, top->n_path, NULL, top->entries++))
         return fail(s, err, line_of(event), "nested too deeply");
     return record(s, line_of(event), err);
 }

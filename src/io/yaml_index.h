@@ -5,9 +5,9 @@
 #include <stddef.h>
 
 #include "base/err.h"
-#include "io/yaml.h"
+#include "io/yaml_file.h"
 
-/* Where each value of a YAML text stands; io/yaml.h's first pass. */
+/* Where each value of a YAML text stands; io/yaml_file.h's first pass. */
 
 enum { YAML_NODES_MAX = 512 };
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#ifndef US_IO_YAML_H
-#define US_IO_YAML_H
+#ifndef US_IO_YAML_FILE_H
+#define US_IO_YAML_FILE_H
 
 #include <cyaml/cyaml.h>
 #include <stddef.h>

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "io/yaml.h"
+#include "io/yaml_file.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -169,24 +169,29 @@ static const char *expectation(const char *message)
     return message;
 }
 
+static int unknown_key(const struct yaml *y, const char *path, const char *key, struct err *err)
+{
+    char key_path[2 * YAML_PATH_MAX];
+    const char *dot = path[0] ? "." : "";
+    int n = snprintf(key_path, sizeof(key_path), "%s%s%s", path, dot, key);
+    unsigned line = n < (int)sizeof(key_path) ? yaml_line(y, key_path) : 0;
+
+    return err_set(err, -EINVAL, "%s:%u: %s%sunknown key \"%s\"", y->file,
+                   line ? line : yaml_line(y, path), path, path[0] ? ": " : "", key);
+}
+
 /* Turns libcyaml's code, message and backtrace into one sentence. */
 static int complain(const struct yaml *y, const struct complaint *c, cyaml_err_t code,
                     struct err *err)
 {
     char path[YAML_PATH_MAX];
-    char key_path[2 * YAML_PATH_MAX];
     const char *key, *text;
-    unsigned line;
 
     complaint_path(c, 0, path);
     switch (code) {
     case CYAML_ERR_INVALID_KEY:
         key = after(c->message, "Unexpected key: ");
-        (void)snprintf(key_path, sizeof(key_path), "%s%s%s", path, path[0] ? "." : "",
-                       key ? key : "");
-        line = yaml_line(y, key_path);
-        return err_set(err, -EINVAL, "%s:%u: %s%sunknown key \"%s\"", y->file,
-                       line ? line : yaml_line(y, path), path, path[0] ? ": " : "", key ? key : "");
+        return unknown_key(y, path, key ? key : "", err);
     case CYAML_ERR_MAPPING_FIELD_MISSING:
         /* The innermost step is the last key that was read, not the one that is missing. */
         complaint_path(c, c->no_key_yet ? 0 : 1, path);
