@@ -111,24 +111,22 @@ static int read_msg(struct receiver *r, uint64_t *wire_bytes, struct err *err)
     return wire_msg_decode(raw, &header, r->payload, &r->msg, err);
 }
 
-/* The chunk that takes the next page. */
-static int stage_room(struct receiver *r, struct stage_chunk **ret_chunk, struct err *err)
+/* The chunk that takes the next page, or NULL when the pool is empty. */
+static struct stage_chunk *stage_room(struct receiver *r)
 {
     struct stage_chunk *chunk = r->in.newest;
 
-    if (!chunk || chunk->n_pages == STAGE_CHUNK_PAGES) {
-        chunk = stage_pool_get(r->pool);
-        if (!chunk)
-            return err_set(err, -E2BIG, "epoch %" PRIu64 " is larger than the staging memory",
-                           r->in.epoch);
-        if (r->in.newest)
-            r->in.newest->next = chunk;
-        else
-            r->in.chunks = chunk;
-        r->in.newest = chunk;
-    }
-    *ret_chunk = chunk;
-    return 0;
+    if (chunk && chunk->n_pages < STAGE_CHUNK_PAGES)
+        return chunk;
+    chunk = stage_pool_get(r->pool);
+    if (!chunk)
+        return NULL;
+    if (r->in.newest)
+        r->in.newest->next = chunk;
+    else
+        r->in.chunks = chunk;
+    r->in.newest = chunk;
+    return chunk;
 }
 
 static int take_page(struct receiver *r, const struct wire_page *page, struct err *err)
@@ -140,9 +138,10 @@ static int take_page(struct receiver *r, const struct wire_page *page, struct er
     if (page->number >= r->n_image_pages)
         return err_set(err, -EPROTO, "page %" PRIu64 " of a VM that has %" PRIu64, page->number,
                        r->n_image_pages);
-    rc = stage_room(r, &chunk, err);
-    if (rc)
-        return rc;
+    chunk = stage_room(r);
+    if (!chunk)
+        return err_set(err, -E2BIG, "epoch %" PRIu64 " is larger than the staging memory",
+                       r->in.epoch);
     if (page->encoding == WIRE_ENC_ZERO) {
         epoch_digest_page(r->digest, page->number, zero_page);
         chunk->number[chunk->n_pages++] = page->number | STAGED_ZERO;
