@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "hyp/qemu/args.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+
+enum {
+    ARG_BYTES = 2048,
+};
+
+/* Appends a formatted argument. */
+static int US_PRINTF(2, 3) add(struct args *args, const char *fmt, ...)
+{
+    va_list ap;
+    char *text;
+    int n;
+
+    if (args->n == ARGS_MAX)
+        return -E2BIG;
+    va_start(ap, fmt);
+    n = vasprintf(&text, fmt, ap);
+    va_end(ap);
+    if (n < 0)
+        return -ENOMEM;
+    args->v[args->n++] = text;
+    return 0;
+}
+
+static int add_option(struct args *args, const char *option, const char *value)
+{
+    int r = add(args, "%s", option);
+
+    return r < 0 ? r : add(args, "%s", value);
+}
+
+/* Copies a value for a place inside "key=value,key=value", where QEMU wants commas doubled. */
+static const char *escape(char *to, size_t n, const char *from)
+{
+    size_t used = 0;
+
+    for (; *from && used + 3 <= n; from++) {
+        if (*from == ',')
+            to[used++] = ',';
+        to[used++] = *from;
+    }
+    to[used] = 0;
+    return to;
+}
+
+static int add_machine(struct args *args, const struct hyp_launch *launch)
+{
+    const struct vm_spec *spec = launch->spec;
+    char path[ARG_BYTES], text[2 * ARG_BYTES];
+    uint64_t mebibytes = spec->memory_bytes >> 20;
+    int r;
+
+    (void)snprintf(text, sizeof(text), "guest=%s,debug-threads=off", spec->name);
+    r = add_option(args, "-name", text);
+    (void)snprintf(text, sizeof(text), "%s,memory-backend=ram0,suppress-vmdesc=on,accel=%s",
+                   spec->machine, spec->accel);
+    if (r == 0)
+        r = add_option(args, "-machine", text);
+    if (r == 0 && spec->cpu_model[0])
+        r = add_option(args, "-cpu", spec->cpu_model);
+    (void)snprintf(text, sizeof(text), "%" PRIu32, spec->cpus);
+    if (r == 0)
+        r = add_option(args, "-smp", text);
+    (void)snprintf(text, sizeof(text), "%" PRIu64 "M", mebibytes);
+    if (r == 0)
+        r = add_option(args, "-m", text);
+    /* share=on: we see the guest's memory in the file, and QEMU leaves it out of the migration
+     * stream (x-ignore-shared). */
+    (void)snprintf(text, sizeof(text),
+                   "memory-backend-file,id=ram0,mem-path=%s,share=on,size=%" PRIu64 "M",
+                   escape(path, sizeof(path), launch->ram_path), mebibytes);
+    return r < 0 ? r : add_option(args, "-object", text);
+}
+
+static int add_boot(struct args *args, const struct vm_spec *spec)
+{
+    const struct {
+        const char *option, *value;
+    } boot[] = {
+        {"-kernel", spec->kernel},
+        {"-initrd", spec->initrd},
+        {"-append", spec->append},
+        {"-bios", spec->firmware},
+    };
+    int r = 0;
+
+    for (size_t i = 0; r == 0 && i < sizeof(boot) / sizeof(boot[0]); i++) {
+        if (boot[i].value[0])
+            r = add_option(args, boot[i].option, boot[i].value);
+    }
+    return r;
+}
+
+static int add_nic(struct args *args, size_t i, const struct vm_nic *nic,
+                   const struct hyp_nic_paths *paths)
+{
+    char hyp_path[ARG_BYTES], guard_path[ARG_BYTES], text[3 * ARG_BYTES];
+    int r;
+
+    (void)snprintf(text, sizeof(text),
+                   "dgram,id=net%zu,local.type=unix,local.path=%s,"
+                   "remote.type=unix,remote.path=%s",
+                   i, escape(hyp_path, sizeof(hyp_path), paths->hyp_path),
+                   escape(guard_path, sizeof(guard_path), paths->guard_path));
+    r = add_option(args, "-netdev", text);
+    if (r < 0)
+        return r;
+    /* No boot ROM: it would add 256 KB to every checkpoint's device state. */
+    (void)snprintf(text, sizeof(text),
+                   "virtio-net-pci,id=nic%zu,netdev=net%zu,romfile=,"
+                   "mac=%02x:%02x:%02x:%02x:%02x:%02x",
+                   i, i, nic->mac[0], nic->mac[1], nic->mac[2], nic->mac[3], nic->mac[4],
+                   nic->mac[5]);
+    return add_option(args, "-device", text);
+}
+
+static int add_all(struct args *args, const struct hyp_launch *launch)
+{
+    const struct vm_spec *spec = launch->spec;
+    char chardev[64];
+    int r;
+
+    r = add(args, "%s", launch->emulator);
+    if (r == 0)
+        r = add(args, "-nodefaults");
+    if (r == 0)
+        r = add(args, "-no-user-config");
+    if (r == 0)
+        r = add_option(args, "-display", "none");
+    if (r == 0)
+        r = add_machine(args, launch);
+    if (r == 0)
+        r = add_boot(args, spec);
+    for (size_t i = 0; r == 0 && i < spec->n_nics; i++)
+        r = add_nic(args, i, &spec->nics[i], &launch->nics[i]);
+    (void)snprintf(chardev, sizeof(chardev), "socket,id=understudy-qmp,fd=%d,server=on,wait=off",
+                   QMP_LISTEN_FD);
+    if (r == 0)
+        r = add_option(args, "-chardev", chardev);
+    if (r == 0)
+        r = add_option(args, "-mon", "chardev=understudy-qmp,mode=control");
+    if (r == 0)
+        r = launch->incoming ? add_option(args, "-incoming", "defer") : add(args, "-S");
+    for (size_t i = 0; r == 0 && i < spec->n_qemu_args; i++)
+        r = add(args, "%s", spec->qemu_args[i]);
+    return r;
+}
+
+int args_build(struct args *args, const struct hyp_launch *launch, struct err *err)
+{
+    const struct vm_spec *spec = launch->spec;
+    int r;
+
+    if (!spec->machine[0] || !spec->accel[0])
+        return err_set(err, -EINVAL, "machine type or accelerator is not resolved");
+    if (strchr(spec->machine, ',') || strchr(spec->accel, ',') || strchr(spec->name, ','))
+        return err_set(err, -EINVAL, "a comma in the VM's name, machine type or accelerator");
+    if (spec->n_nics > VM_NICS_MAX || spec->n_qemu_args > VM_ARGS_MAX)
+        return err_set(err, -EINVAL, "too many NICs or qemu_args");
+    r = add_all(args, launch);
+    return r < 0 ? err_sys(err, r, "QEMU's command line") : 0;
+}
+
+void args_done(struct args *args)
+{
+    for (size_t i = 0; i < args->n; i++)
+        free(args->v[i]);
+    *args = (struct args){0};
+}

@@ -1,0 +1,297 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "hyp/qemu/clock.h"
+#include "hyp/qemu/vm.h"
+#include "io/log.h"
+
+/* Theory of operation. A checkpoint is an ordinary migration into a descriptor, of everything but
+ * the guest's RAM, which the capability x-ignore-shared leaves out. QEMU stops the vCPUs by itself
+ * (event STOP), writes CPU and device state, says MIGRATION completed, closes the descriptor, and
+ * stays stopped. The checkpoint is complete when both the event and the end of the stream were
+ * seen: STOP alone does not mean that QEMU's I/O into the guest's RAM is drained.
+ *
+ * QEMU holds its big lock while it writes, and answers no QMP meanwhile; so the stream is read as
+ * it comes, and everything that can be done before the order is done before ("armed").
+ *
+ * A migration that fails, does not end, or writes too much is rolled back: our end is closed, QEMU
+ * told to cancel, and when it has settled the VM continues if it ran before. The point of no return
+ * is the caller's: it may drop any checkpoint and resume. */
+
+enum {
+    STREAM_FIRST_BYTES = 1 << 20,
+    STREAM_READ_MIN_BYTES = 1 << 16,
+    STREAM_SOCKET_BYTES = 1 << 20,
+};
+
+void vm_stream_done(struct vm_stream *stream)
+{
+    stream->source = sd_event_source_disable_unref(stream->source);
+    if (stream->fd >= 0)
+        close(take_fd(&stream->fd));
+    free(stream->bytes);
+    stream->bytes = NULL;
+}
+
+static void disarm(struct vm_stream *stream)
+{
+    if (stream->source) /* off cannot fail */
+        (void)sd_event_source_set_enabled(stream->source, SD_EVENT_OFF);
+    stream->source = sd_event_source_disable_unref(stream->source);
+    if (stream->fd >= 0)
+        close(take_fd(&stream->fd));
+}
+
+static void fail_checkpoint(struct hyp_vm *vm, const char *why);
+
+static void complete_if_all_seen(struct hyp_vm *vm)
+{
+    if (vm->phase != VM_CHECKPOINT || vm->migration != VM_MIGRATION_COMPLETED || !vm->stream.ended)
+        return;
+    vm->timing.state_ns = now_ns() - vm->order_ns;
+    disarm(&vm->stream);
+    vm_finish(vm, VM_OUTCOME_CHECKPOINT, "device state complete");
+}
+
+/* Makes room for more of the stream. */
+static int stream_grow(struct vm_stream *stream)
+{
+    size_t cap = stream->cap ? stream->cap * 2 : STREAM_FIRST_BYTES;
+    uint8_t *grown;
+
+    if (stream->cap - stream->n_bytes >= STREAM_READ_MIN_BYTES)
+        return 0;
+    if (stream->n_bytes > stream->max_bytes)
+        return -EFBIG;
+    grown = realloc(stream->bytes, cap);
+    if (!grown)
+        return -ENOMEM;
+    stream->bytes = grown;
+    stream->cap = cap;
+    return 0;
+}
+
+static int on_stream(sd_event_source *source, int fd, uint32_t events, void *user)
+{
+    struct hyp_vm *vm = user;
+    struct vm_stream *stream = &vm->stream;
+    ssize_t n;
+
+    do {
+        if (stream_grow(stream) < 0 || stream->n_bytes > stream->max_bytes) {
+            fail_checkpoint(vm, "the device state is too large");
+            return 0;
+        }
+        n = recv(fd, stream->bytes + stream->n_bytes, stream->cap - stream->n_bytes, MSG_DONTWAIT);
+        if (n > 0)
+            stream->n_bytes += (size_t)n;
+    } while (n > 0);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        return 0;
+    if (n < 0) {
+        fail_checkpoint(vm, strerror(errno));
+        return 0;
+    }
+    stream->ended = true;
+    (void)sd_event_source_set_enabled(source, SD_EVENT_OFF); /* off cannot fail */
+    complete_if_all_seen(vm);
+    return 0;
+}
+
+static void on_armed(void *user, const json_t *ret, const char *error)
+{
+    struct hyp_vm *vm = user;
+
+    if (!error)
+        return;
+    log_warning("qemu: getfd: %s", error);
+    if (vm->phase == VM_IDLE) /* else the migration that wants it will fail */
+        disarm(&vm->stream);
+}
+
+int vm_arm(struct hyp_vm *vm)
+{
+    const int size = STREAM_SOCKET_BYTES;
+    struct vm_stream *stream = &vm->stream;
+    CLEANUP_FD int ours = -1;
+    CLEANUP_FD int theirs = -1;
+    int fds[2], r;
+
+    if (stream->fd >= 0)
+        return 0;
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) < 0)
+        return -errno;
+    ours = fds[0];
+    theirs = fds[1];
+    /* Best effort, needs privilege: QEMU then never waits for us to read. */
+    (void)setsockopt(theirs, SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof(size));
+    r = sd_event_add_io(vm->event, &stream->source, ours, EPOLLIN, on_stream, vm);
+    if (r >= 0)
+        r = qmp_send(vm->qmp, "getfd", "{\"fdname\":\"checkpoint\"}", theirs, on_armed, vm);
+    if (r < 0) {
+        stream->source = sd_event_source_disable_unref(stream->source);
+        return r;
+    }
+    stream->fd = take_fd(&ours);
+    return 0;
+}
+
+static void on_migrate(void *user, const json_t *ret, const char *error)
+{
+    struct hyp_vm *vm = user;
+    char why[300];
+
+    if (!error)
+        return;
+    vm->migration = VM_MIGRATION_FAILED;
+    (void)snprintf(why, sizeof(why), "QEMU refused to migrate: %.250s", error);
+    if (vm->phase == VM_CHECKPOINT)
+        fail_checkpoint(vm, why);
+}
+
+int vm_checkpoint(struct hyp_vm *vm, struct err *err)
+{
+    int r = vm_check_idle(vm, err);
+
+    if (r < 0)
+        return r;
+    if (vm->incoming)
+        return err_set(err, -EINVAL, "the VM waits for its state: there is nothing to checkpoint");
+    r = vm_arm(vm);
+    if (r < 0)
+        return err_sys(err, r, "QMP getfd");
+    vm->stream.n_bytes = 0;
+    vm->stream.ended = false;
+    vm->migration = VM_MIGRATION_ACTIVE;
+    vm->was_running = vm->running;
+    vm->timing = (struct hyp_timing){0};
+    vm->order_ns = now_ns();
+    r = qmp_send(vm->qmp, "migrate", "{\"uri\":\"fd:checkpoint\"}", -1, on_migrate, vm);
+    if (r < 0)
+        return err_sys(err, r, "QMP migrate");
+    vm_set_phase(vm, VM_CHECKPOINT, "ordered");
+    vm_set_timer(vm, VM_CHECKPOINT_TIMEOUT_MS);
+    return 0;
+}
+
+static void on_cont(void *user, const json_t *ret, const char *error)
+{
+    struct hyp_vm *vm = user;
+    char why[300];
+
+    if (vm->phase != VM_RESUME && vm->phase != VM_ROLLBACK && vm->phase != VM_RESTORE)
+        return;
+    if (error && vm->cont_tries++ < VM_CONT_TRIES) {
+        vm_cont(vm);
+        return;
+    }
+    if (vm->phase == VM_ROLLBACK) {
+        vm->running = !error;
+        vm_fail(vm, VM_IDLE, vm->failure);
+    } else if (error) {
+        (void)snprintf(why, sizeof(why), "QEMU refused to continue: %.250s", error);
+        vm_fail(vm, VM_IDLE, why);
+    } else {
+        vm->running = true;
+        vm->incoming = false;
+        vm_finish(vm, VM_OUTCOME_RUNNING, "continued");
+    }
+    if (vm_arm(vm) < 0)
+        log_warning("qemu: the next checkpoint is not prepared");
+}
+
+static void ignore_reply(void *user, const json_t *ret, const char *error)
+{
+    (void)user;
+}
+
+void vm_cont(struct hyp_vm *vm)
+{
+    if (qmp_send(vm->qmp, "cont", "", -1, on_cont, vm) < 0)
+        vm_fail(vm, VM_LOST, "QEMU does not take orders");
+}
+
+int vm_resume(struct hyp_vm *vm, struct err *err)
+{
+    int r = vm_check_idle(vm, err);
+
+    if (r < 0)
+        return r;
+    if (vm->incoming)
+        return err_set(err, -EINVAL, "the VM waits for its state: it can only be restored");
+    vm->cont_tries = 0;
+    r = qmp_send(vm->qmp, "cont", "", -1, on_cont, vm);
+    if (r < 0)
+        return err_sys(err, r, "QMP cont");
+    vm_set_phase(vm, VM_RESUME, "ordered");
+    vm_set_timer(vm, VM_ANSWER_TIMEOUT_MS);
+    return 0;
+}
+
+/* QEMU has given the migration up: let the VM run again if it did before. */
+static void settle_rollback(struct hyp_vm *vm)
+{
+    vm->migration = VM_MIGRATION_NONE; /* so that the next event does not settle again */
+    if (vm->was_running) {
+        vm->cont_tries = 0;
+        vm_cont(vm);
+    } else {
+        vm_fail(vm, VM_IDLE, vm->failure);
+    }
+}
+
+static void on_query_migrate(void *user, const json_t *ret, const char *error)
+{
+    struct hyp_vm *vm = user;
+    const char *text = json_string_value(json_object_get(ret, "error-desc"));
+    size_t used = strlen(vm->failure);
+
+    if (vm->phase != VM_ROLLBACK)
+        return;
+    if (text)
+        (void)snprintf(vm->failure + used, sizeof(vm->failure) - used, ": %.200s", text);
+    settle_rollback(vm);
+}
+
+static void fail_checkpoint(struct hyp_vm *vm, const char *why)
+{
+    int r;
+
+    (void)snprintf(vm->failure, sizeof(vm->failure), "%s", why);
+    disarm(&vm->stream);
+    vm_set_phase(vm, VM_ROLLBACK, why);
+    vm_set_timer(vm, VM_ANSWER_TIMEOUT_MS);
+    if (vm->migration == VM_MIGRATION_ACTIVE)
+        r = qmp_send(vm->qmp, "migrate_cancel", "", -1, ignore_reply, vm);
+    else /* ended already; the event did not say why */
+        r = qmp_send(vm->qmp, "query-migrate", "", -1, on_query_migrate, vm);
+    if (vm->migration != VM_MIGRATION_ACTIVE)
+        vm->migration = VM_MIGRATION_NONE; /* nothing more to wait for but the reply */
+    if (r < 0)
+        vm_fail(vm, VM_LOST, vm->failure);
+}
+
+void vm_checkpoint_event(struct hyp_vm *vm)
+{
+    if (vm->phase == VM_CHECKPOINT && vm->migration == VM_MIGRATION_FAILED)
+        fail_checkpoint(vm, "QEMU's migration failed");
+    else if (vm->phase == VM_ROLLBACK && vm->migration > VM_MIGRATION_ACTIVE)
+        settle_rollback(vm);
+    else
+        complete_if_all_seen(vm);
+}
+
+void vm_checkpoint_timeout(struct hyp_vm *vm)
+{
+    if (vm->phase == VM_CHECKPOINT)
+        fail_checkpoint(vm, "QEMU did not complete the device state in time");
+    else
+        vm_fail(vm, VM_LOST, vm->failure);
+}

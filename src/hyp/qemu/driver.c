@@ -1,0 +1,345 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "hyp/qemu/clock.h"
+#include "hyp/qemu/spawn.h"
+#include "hyp/qemu/uffd_inject.h"
+#include "hyp/qemu/vm.h"
+#include "io/log.h"
+
+#define TO(phase) (1U << (phase))
+
+static const struct {
+    const char *name;
+    unsigned int next; /* phases that it may leave to, beside DYING and GONE */
+} phases[] = {
+    [VM_IDLE] = {"idle", TO(VM_CHECKPOINT) | TO(VM_RESUME) | TO(VM_RESTORE)},
+    [VM_CHECKPOINT] = {"checkpoint", TO(VM_IDLE) | TO(VM_ROLLBACK)},
+    [VM_ROLLBACK] = {"rollback", TO(VM_IDLE) | TO(VM_LOST)},
+    [VM_RESUME] = {"resume", TO(VM_IDLE) | TO(VM_LOST)},
+    [VM_RESTORE] = {"restore", TO(VM_IDLE) | TO(VM_LOST)},
+    [VM_LOST] = {"lost", 0},
+    [VM_DYING] = {"dying", 0},
+    [VM_GONE] = {"gone", 0},
+};
+_Static_assert(sizeof(phases) / sizeof(phases[0]) == VM_N_PHASES, "a phase without a row");
+
+void vm_set_phase(struct hyp_vm *vm, enum vm_phase phase, const char *because)
+{
+    unsigned int next = phases[vm->phase].next | TO(VM_GONE);
+
+    if (vm->phase != VM_DYING)
+        next |= TO(VM_DYING);
+    if (vm->phase == VM_GONE || !(next & TO(phase))) {
+        log_error("qemu: %s -> %s is no transition (%s)", phases[vm->phase].name,
+                  phases[phase].name, because);
+        return;
+    }
+    log_debug("qemu: %s -> %s, %s", phases[vm->phase].name, phases[phase].name, because);
+    vm->phase = phase;
+}
+
+void vm_set_timer(struct hyp_vm *vm, unsigned int ms)
+{
+    if (sd_event_source_set_time_relative(vm->timer_source, ms * UINT64_C(1000)) < 0 ||
+        sd_event_source_set_enabled(vm->timer_source, SD_EVENT_ONESHOT) < 0)
+        log_error("qemu: cannot arm a time-out");
+}
+
+static void report_soon(struct hyp_vm *vm)
+{
+    if (sd_event_source_set_enabled(vm->report_source, SD_EVENT_ONESHOT) < 0)
+        log_error("qemu: cannot report an outcome");
+}
+
+static void end_operation(struct hyp_vm *vm, enum vm_phase phase, enum vm_outcome outcome,
+                          const char *because)
+{
+    (void)sd_event_source_set_enabled(vm->timer_source, SD_EVENT_OFF); /* off cannot fail */
+    vm->outcome = outcome;
+    vm_set_phase(vm, phase, because);
+    report_soon(vm);
+}
+
+void vm_finish(struct hyp_vm *vm, enum vm_outcome outcome, const char *because)
+{
+    end_operation(vm, VM_IDLE, outcome, because);
+}
+
+void vm_fail(struct hyp_vm *vm, enum vm_phase phase, const char *why)
+{
+    if (why != vm->failure)
+        (void)snprintf(vm->failure, sizeof(vm->failure), "%s", why);
+    vm->failure_running = vm->running;
+    end_operation(vm, phase, VM_OUTCOME_FAILURE, why);
+}
+
+int vm_check_idle(const struct hyp_vm *vm, struct err *err)
+{
+    if (vm->phase == VM_IDLE && vm->outcome == VM_OUTCOME_NONE)
+        return 0;
+    if (vm->phase >= VM_LOST)
+        return err_set(err, -EIO, "the VM's QEMU is %s", phases[vm->phase].name);
+    if (vm->phase == VM_IDLE)
+        return err_set(err, -EBUSY, "the last operation's outcome is not delivered yet");
+    return err_set(err, -EBUSY, "a %s is under way", phases[vm->phase].name);
+}
+
+static int on_report(sd_event_source *source, void *user)
+{
+    struct hyp_vm *vm = user;
+    enum vm_outcome outcome = vm->outcome;
+
+    vm->outcome = VM_OUTCOME_NONE;
+    if (vm->phase == VM_GONE) {
+        if (vm->exit_reported)
+            return 0;
+        vm->exit_reported = true;
+        vm->callbacks->on_exit(vm->user, vm->exit_how, vm->exit_detail);
+    } else if (outcome == VM_OUTCOME_CHECKPOINT) {
+        struct hyp_state state = {.bytes = vm->stream.bytes, .n_bytes = vm->stream.n_bytes};
+        struct hyp_timing timing = vm->timing;
+
+        (void)snprintf(state.format, sizeof(state.format), "qemu:%s", vm->machine);
+        vm->callbacks->on_checkpoint(vm->user, &state, &timing);
+    } else if (outcome == VM_OUTCOME_RUNNING) {
+        vm->callbacks->on_running(vm->user);
+    } else if (outcome == VM_OUTCOME_FAILURE) {
+        vm->callbacks->on_failure(vm->user, vm->failure, vm->failure_running);
+    }
+    return 0;
+}
+
+void vm_kill_because(struct hyp_vm *vm, enum hyp_exit how, const char *detail)
+{
+    if (vm->phase == VM_GONE)
+        return;
+    if (vm->phase != VM_DYING)
+        vm_set_phase(vm, VM_DYING, detail);
+    if (!vm->exit_how) {
+        vm->exit_how = how;
+        (void)snprintf(vm->exit_detail, sizeof(vm->exit_detail), "%s", detail);
+    }
+    spawn_kill(vm->pidfd);
+}
+
+/* SHUTDOWN says why QEMU is about to end. */
+static void on_shutdown(struct hyp_vm *vm, const char *reason)
+{
+    bool by_guest = strcmp(reason, "guest-shutdown") == 0 || strcmp(reason, "guest-reset") == 0;
+
+    if (vm->exit_how)
+        return;
+    vm->exit_how = by_guest ? HYP_EXIT_GUEST_SHUTDOWN : HYP_EXIT_CRASH;
+    (void)snprintf(vm->exit_detail, sizeof(vm->exit_detail), "QEMU ended: %.200s", reason);
+}
+
+static void on_migration(struct hyp_vm *vm, const char *status)
+{
+    if (strcmp(status, "completed") == 0)
+        vm->migration = VM_MIGRATION_COMPLETED;
+    else if (strcmp(status, "failed") == 0 || strcmp(status, "cancelled") == 0)
+        vm->migration = VM_MIGRATION_FAILED;
+}
+
+static void on_qmp_event(void *user, const char *name, const json_t *data)
+{
+    struct hyp_vm *vm = user;
+    const char *status = json_string_value(json_object_get(data, "status"));
+    const char *reason = json_string_value(json_object_get(data, "reason"));
+
+    if (strcmp(name, "STOP") == 0) {
+        vm->running = false;
+        if (vm->phase == VM_CHECKPOINT && !vm->timing.stop_ns)
+            vm->timing.stop_ns = now_ns() - vm->order_ns;
+    } else if (strcmp(name, "RESUME") == 0) {
+        vm->running = true;
+    } else if (strcmp(name, "MIGRATION") == 0 && status) {
+        on_migration(vm, status);
+    } else if (strcmp(name, "SHUTDOWN") == 0) {
+        on_shutdown(vm, reason ? reason : "no reason given");
+    }
+    vm_checkpoint_event(vm);
+    vm_restore_event(vm);
+}
+
+static void on_qmp_broken(void *user, int code, const char *why)
+{
+    struct hyp_vm *vm = user;
+    char detail[300];
+
+    if (!vm->timer_source || vm->phase == VM_DYING) /* launch reports it; or it was expected */
+        return;
+    if (code == -ECONNRESET) { /* it is ending: its exit status will tell more, soon */
+        vm_set_phase(vm, VM_DYING, why);
+        vm_set_timer(vm, VM_EOF_GRACE_MS);
+        return;
+    }
+    (void)snprintf(detail, sizeof(detail), "QEMU broke its control protocol: %s", why);
+    vm_kill_because(vm, HYP_EXIT_CRASH, detail);
+}
+
+const struct qmp_callbacks vm_qmp_callbacks = {
+    .on_event = on_qmp_event,
+    .on_broken = on_qmp_broken,
+};
+
+/* A time-out of the phase. */
+static int on_timer(sd_event_source *source, uint64_t usec, void *user)
+{
+    struct hyp_vm *vm = user;
+
+    switch (vm->phase) {
+    case VM_CHECKPOINT:
+    case VM_ROLLBACK:
+        vm_checkpoint_timeout(vm);
+        break;
+    case VM_RESUME:
+    case VM_RESTORE:
+        vm_fail(vm, VM_LOST, "QEMU does not answer");
+        break;
+    default:
+        vm_kill_because(vm, HYP_EXIT_CRASH, "QEMU closed its control connection and went on");
+    }
+    return 0;
+}
+
+static void describe_exit(struct hyp_vm *vm, int status)
+{
+    char how[64], words[256];
+
+    spawn_describe(status, how, sizeof(how));
+    vm_last_words(vm->log_path, words, sizeof(words));
+    vm->exit_how = HYP_EXIT_CRASH;
+    (void)snprintf(vm->exit_detail, sizeof(vm->exit_detail), "QEMU ended: %s%s%s", how,
+                   words[0] ? ": " : "", words);
+}
+
+static int on_process_end(sd_event_source *source, int fd, uint32_t events, void *user)
+{
+    struct hyp_vm *vm = user;
+    int status;
+
+    (void)sd_event_source_set_enabled(source, SD_EVENT_OFF); /* off cannot fail */
+    qmp_drain(vm->qmp);                                      /* its last event says why */
+    if (spawn_wait(vm->pidfd, now_ns(), &status) < 0)
+        status = 0;
+    close(vm->pidfd);
+    vm->pidfd = -1;
+    (void)sd_event_source_set_enabled(vm->timer_source, SD_EVENT_OFF);
+    if (!vm->exit_how)
+        describe_exit(vm, status);
+    vm->running = false;
+    vm_set_phase(vm, VM_GONE, "the process has ended");
+    report_soon(vm);
+    return 0;
+}
+
+int vm_attach(struct hyp_vm *vm)
+{
+    int r = qmp_attach(vm->qmp, vm->event);
+
+    if (r >= 0)
+        r = sd_event_add_io(vm->event, &vm->exit_source, vm->pidfd, EPOLLIN, on_process_end, vm);
+    if (r >= 0)
+        r = sd_event_add_time(vm->event, &vm->timer_source, CLOCK_MONOTONIC, UINT64_MAX, 10000,
+                              on_timer, vm);
+    if (r >= 0)
+        r = sd_event_source_set_enabled(vm->timer_source, SD_EVENT_OFF);
+    if (r >= 0)
+        r = sd_event_add_defer(vm->event, &vm->report_source, on_report, vm);
+    if (r >= 0)
+        r = sd_event_source_set_enabled(vm->report_source, SD_EVENT_OFF);
+    return r < 0 ? r : 0;
+}
+
+static int op_track(struct hyp_vm *vm, struct err *err)
+{
+    uint64_t base;
+    int uffd, r;
+
+    if (vm->dirty.uffd >= 0)
+        return 0;
+    if (vm->pidfd < 0)
+        return err_set(err, -ESRCH, "the VM is gone");
+    r = dirty_find_mapping(vm->pid, vm->ram_path, vm->ram_bytes, &base, err);
+    if (r < 0)
+        return r;
+    r = uffd_inject(vm->pid, vm->pidfd, &uffd, err);
+    if (r < 0)
+        return r;
+    r = dirty_start(&vm->dirty, vm->pid, uffd, base, vm->ram_bytes, err);
+    if (r < 0)
+        close(uffd);
+    return r;
+}
+
+static int op_dirty_take(struct hyp_vm *vm, uint64_t from, struct page_run *runs, size_t n_runs,
+                         uint64_t max_pages, size_t *ret_n_runs, uint64_t *ret_next)
+{
+    return dirty_take(&vm->dirty, from, runs, n_runs, max_pages, ret_n_runs, ret_next);
+}
+
+static int op_dirty_count(struct hyp_vm *vm, uint64_t limit, uint64_t *ret_pages)
+{
+    return dirty_count(&vm->dirty, limit, ret_pages);
+}
+
+static pid_t op_pid(const struct hyp_vm *vm)
+{
+    return vm->pid;
+}
+
+static void op_kill(struct hyp_vm *vm)
+{
+    vm_kill_because(vm, HYP_EXIT_KILLED, "killed by order");
+}
+
+void vm_close(struct hyp_vm *vm)
+{
+    int status;
+
+    if (!vm)
+        return;
+    sd_event_source_disable_unref(vm->exit_source);
+    sd_event_source_disable_unref(vm->timer_source);
+    sd_event_source_disable_unref(vm->report_source);
+    vm_stream_done(&vm->stream);
+    vm_feed_done(&vm->feed);
+    dirty_done(&vm->dirty);
+    if (vm->pidfd >= 0) {
+        spawn_kill(vm->pidfd);
+        if (spawn_wait(vm->pidfd, now_ns() + VM_EXIT_TIMEOUT_MS * NS_PER_MS, &status) < 0)
+            log_error("qemu: process %d does not end, even when killed", (int)vm->pid);
+        close(vm->pidfd);
+    }
+    qmp_free(vm->qmp);
+    if (vm->qmp_path)
+        (void)unlink(vm->qmp_path); /* leftovers do no harm: a launch removes them first */
+    for (size_t i = 0; i < vm->n_nics; i++)
+        (void)unlink(vm->hyp_paths[i]);
+    free(vm->qmp_path);
+    free(vm->log_path);
+    free(vm->ram_path);
+    sd_event_unref(vm->event);
+    free(vm);
+}
+
+const struct hyp_ops hyp_qemu = {
+    .name = "qemu",
+    .preflight = vm_preflight,
+    .launch = vm_launch,
+    .track = op_track,
+    .checkpoint = vm_checkpoint,
+    .dirty_take = op_dirty_take,
+    .dirty_count = op_dirty_count,
+    .resume = vm_resume,
+    .restore = vm_restore,
+    .pid = op_pid,
+    .kill = op_kill,
+    .close = vm_close,
+};

@@ -1,0 +1,233 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "hyp/qemu/args.h"
+#include "hyp/qemu/clock.h"
+#include "hyp/qemu/spawn.h"
+#include "hyp/qemu/vm.h"
+
+void vm_last_words(const char *log_path, char *ret_line, size_t n)
+{
+    CLEANUP_FD int fd = open(log_path, O_RDONLY | O_CLOEXEC);
+    char tail[1024], *line;
+    struct stat st;
+    ssize_t got = 0;
+
+    *ret_line = 0;
+    if (fd < 0 || fstat(fd, &st) < 0)
+        return;
+    if (st.st_size > 0)
+        got = pread(fd, tail, sizeof(tail) - 1,
+                    st.st_size < (off_t)sizeof(tail) ? 0 : st.st_size - (off_t)sizeof(tail) + 1);
+    while (got > 0 && (tail[got - 1] == '\n' || tail[got - 1] == '\r'))
+        got--;
+    if (got <= 0)
+        return;
+    tail[got] = 0;
+    line = strrchr(tail, '\n');
+    (void)snprintf(ret_line, n, "%s", line ? line + 1 : tail);
+    for (char *c = ret_line; *c; c++) {
+        if ((unsigned char)*c < ' ' || *c == 0x7f)
+            *c = '?';
+    }
+}
+
+/* Makes the control socket and connects to it, before QEMU exists: QEMU inherits the listening end
+ * and answers when it is ready, so nobody has to wait for a file to appear. */
+static int make_qmp_socket(const char *path, int *ret_listener, int *ret_client, struct err *err)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    CLEANUP_FD int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    CLEANUP_FD int client = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+    if (listener < 0 || client < 0)
+        return err_sys(err, -errno, "socket");
+    if (strlen(path) >= sizeof(address.sun_path))
+        return err_set(err, -ENAMETOOLONG, "%s: a socket's path has at most %zu bytes", path,
+                       sizeof(address.sun_path) - 1);
+    strcpy(address.sun_path, path);
+    if (unlink(path) < 0 && errno != ENOENT)
+        return err_sys(err, -errno, "%s", path);
+    if (bind(listener, (struct sockaddr *)&address, sizeof(address)) < 0 ||
+        chmod(path, S_IRUSR | S_IWUSR) < 0 || listen(listener, 1) < 0 ||
+        connect(client, (struct sockaddr *)&address, sizeof(address)) < 0)
+        return err_sys(err, -errno, "%s", path);
+    *ret_listener = take_fd(&listener);
+    *ret_client = take_fd(&client);
+    return 0;
+}
+
+/* Remembers what close() has to remove, and removes what an earlier run left. */
+static int take_nic_paths(struct hyp_vm *vm, const struct hyp_launch *launch, struct err *err)
+{
+    size_t n = launch->spec->n_nics;
+
+    if (n > VM_NICS_MAX)
+        return err_set(err, -EINVAL, "too many NICs");
+    for (size_t i = 0; i < n; i++) {
+        const struct hyp_nic_paths *paths = &launch->nics[i];
+
+        if (!memchr(paths->hyp_path, 0, sizeof(paths->hyp_path)) ||
+            !memchr(paths->guard_path, 0, sizeof(paths->guard_path)))
+            return err_set(err, -ENAMETOOLONG, "NIC %zu: a socket's path has at most %zu bytes", i,
+                           sizeof(paths->hyp_path) - 1);
+        memcpy(vm->hyp_paths[i], paths->hyp_path, sizeof(vm->hyp_paths[i]));
+        if (unlink(vm->hyp_paths[i]) < 0 && errno != ENOENT)
+            return err_sys(err, -errno, "%s", vm->hyp_paths[i]);
+    }
+    vm->n_nics = n;
+    return 0;
+}
+
+static int new_vm(const struct hyp_launch *launch, struct hyp_vm **ret_vm, struct err *err)
+{
+    struct hyp_vm *vm = calloc(1, sizeof(*vm));
+    int r;
+
+    if (!vm)
+        return err_sys(err, -ENOMEM, "launch");
+    vm->event = sd_event_ref(launch->event);
+    vm->callbacks = launch->callbacks;
+    vm->user = launch->user;
+    vm->ram_bytes = launch->spec->memory_bytes;
+    vm->incoming = launch->incoming;
+    vm->pidfd = vm->stream.fd = vm->feed.fd = -1;
+    vm->stream.max_bytes = VM_STATE_MAX_BYTES;
+    dirty_init(&vm->dirty);
+    (void)snprintf(vm->machine, sizeof(vm->machine), "%s", launch->spec->machine);
+    vm->ram_path = strdup(launch->ram_path);
+    if (asprintf(&vm->qmp_path, "%s/qmp.sock", launch->run_dir) < 0)
+        vm->qmp_path = NULL;
+    if (asprintf(&vm->log_path, "%s/qemu.log", launch->run_dir) < 0)
+        vm->log_path = NULL;
+    if (!vm->ram_path || !vm->qmp_path || !vm->log_path)
+        r = err_sys(err, -ENOMEM, "launch");
+    else
+        r = take_nic_paths(vm, launch, err);
+    if (r < 0) {
+        vm_close(vm);
+        return r;
+    }
+    *ret_vm = vm;
+    return 0;
+}
+
+static int start_process(struct hyp_vm *vm, const struct hyp_launch *launch, struct err *err)
+{
+    __attribute__((cleanup(args_done))) struct args args = {0};
+    CLEANUP_FD int listener = -1;
+    CLEANUP_FD int client = -1;
+    CLEANUP_FD int log_fd = -1;
+    int r;
+
+    r = args_build(&args, launch, err);
+    if (r == 0)
+        r = make_qmp_socket(vm->qmp_path, &listener, &client, err);
+    if (r < 0)
+        return r;
+    log_fd = open(vm->log_path, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0600);
+    if (log_fd < 0)
+        return err_sys(err, -errno, "%s", vm->log_path);
+    r = qmp_new(client, &vm_qmp_callbacks, vm, &vm->qmp);
+    if (r < 0)
+        return err_sys(err, r, "QMP");
+    (void)take_fd(&client); /* the client has it */
+    return spawn(args.v, log_fd, listener, &vm->pid, &vm->pidfd, err);
+}
+
+/* Asks QEMU whether a device blocks migration: what cannot migrate cannot be checkpointed. */
+static int check_blockers(struct hyp_vm *vm, const struct qmp_wait *wait, struct err *err)
+{
+    json_auto_t *info = NULL;
+    const json_t *reasons;
+    const char *text;
+    int r = qmp_call(vm->qmp, "query-migrate", "", -1, wait, &info, err);
+
+    if (r < 0)
+        return r;
+    reasons = json_object_get(info, "blocked-reasons");
+    if (json_array_size(reasons) == 0)
+        return 0;
+    text = json_string_value(json_array_get(reasons, 0));
+    return err_set(err, -EOPNOTSUPP, "the VM cannot be checkpointed: %s",
+                   text ? text : "QEMU does not say why");
+}
+
+/* What every checkpoint and restore will rely on is set once. */
+static int prepare(struct hyp_vm *vm, const struct qmp_wait *wait, struct err *err)
+{
+    static const struct {
+        const char *command, *arguments;
+    } setup[] = {
+        {"qmp_capabilities", ""},
+        {"migrate-set-capabilities",
+         "{\"capabilities\":[{\"capability\":\"x-ignore-shared\",\"state\":true},"
+         "{\"capability\":\"events\",\"state\":true}]}"},
+        /* 64 GB/s: never the limit. The time a completion may take is not limited either. */
+        {"migrate-set-parameters",
+         "{\"max-bandwidth\":68719476736,\"downtime-limit\":2000000}"},
+    };
+    int r = qmp_wait_greeting(vm->qmp, wait, err);
+
+    for (size_t i = 0; r == 0 && i < sizeof(setup) / sizeof(setup[0]); i++)
+        r = qmp_call(vm->qmp, setup[i].command, setup[i].arguments, -1, wait, NULL, err);
+    if (r == 0)
+        r = check_blockers(vm, wait, err);
+    if (r == 0 && vm->incoming)
+        r = vm_prepare_restore(vm, wait, err);
+    return r;
+}
+
+/* QEMU says in its log why it did not start. */
+static void explain(const struct hyp_vm *vm, struct err *err)
+{
+    char words[256];
+
+    vm_last_words(vm->log_path, words, sizeof(words));
+    if (words[0])
+        err_set(err, 0, "QEMU: %s", words);
+}
+
+int vm_launch(const struct hyp_launch *launch, struct hyp_vm **ret_vm, struct err *err)
+{
+    struct qmp_wait wait;
+    struct hyp_vm *vm = NULL;
+    int r, status;
+
+    r = new_vm(launch, &vm, err);
+    if (r < 0)
+        return r;
+    r = start_process(vm, launch, err);
+    if (r == 0) {
+        wait.deadline_ns = now_ns() + VM_LAUNCH_TIMEOUT_MS * NS_PER_MS;
+        wait.pidfd = vm->pidfd;
+        r = prepare(vm, &wait, err);
+        if (r == -ESRCH || r == -ENOTCONN) {
+            if (spawn_wait(vm->pidfd, now_ns() + VM_EOF_GRACE_MS * NS_PER_MS, &status) == 0)
+                close(take_fd(&vm->pidfd));
+            explain(vm, err);
+        }
+    }
+    if (r == 0) {
+        r = vm_attach(vm);
+        if (r == 0 && !vm->incoming)
+            r = vm_arm(vm);
+        if (r < 0)
+            err_sys(err, r, "event loop");
+    }
+    if (r < 0) {
+        vm_close(vm);
+        return r;
+    }
+    *ret_vm = vm;
+    return 0;
+}

@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef US_HYP_QEMU_SPAWN_H
+#define US_HYP_QEMU_SPAWN_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "base/err.h"
+
+/* Starts argv[0] (looked up in PATH) with standard input from /dev/null, standard output and error
+ * to `output_fd`, `extra_fd` (-1: none) as descriptor 3, and nothing else; in a session of its own,
+ * with default signals, so that neither a terminal nor our end reaches it. The descriptors stay
+ * the caller's. Returns 0, the pid and a pidfd (owned by the caller, who also reaps), or -errno
+ * with the reason. */
+int spawn(char *const argv[], int output_fd, int extra_fd, pid_t *ret_pid, int *ret_pidfd,
+          struct err *err) US_MUST_CHECK;
+
+/* Waits for the end of a process until deadline_ns (CLOCK_MONOTONIC) and reaps it. Returns 0 and
+ * its wait status (as waitpid(2); 0 when somebody else reaped it), or -ETIMEDOUT. */
+int spawn_wait(int pidfd, uint64_t deadline_ns, int *ret_status) US_MUST_CHECK;
+
+/* Sends SIGKILL. A process that is gone already is fine. */
+void spawn_kill(int pidfd);
+
+/* Runs a program to its end and takes its output, NUL-terminated, cut to `cap` - 1 bytes. Blocks
+ * for at most `timeout_ns`. Returns 0, or -errno with the reason: not found, time-out, a failure
+ * exit. */
+int spawn_capture(char *const argv[], uint64_t timeout_ns, char *ret_output, size_t cap,
+                  struct err *err) US_MUST_CHECK;
+
+/* Describes a wait status: "exit status 1", "killed by signal 11 (Segmentation fault)". */
+void spawn_describe(int status, char *ret_text, size_t n);
+
+#endif

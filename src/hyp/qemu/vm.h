@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef US_HYP_QEMU_VM_H
+#define US_HYP_QEMU_VM_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <systemd/sd-event.h>
+
+#include "hyp/hyp.h"
+#include "hyp/qemu/dirty.h"
+#include "hyp/qemu/qmp.h"
+
+/* A VM under QEMU: private to the driver.
+ *
+ * What is under way is one enum, set by vm_set_phase() alone. Handlers of QMP replies, QMP events
+ * and descriptors only change the VM; what the caller has to learn is left as one outcome (or the
+ * end of QEMU) that a deferred event source delivers as the last thing it does. So callbacks never
+ * run inside an operation, and may do anything, vm_close() included.
+ *
+ * phase       entered from            what is awaited                       leaves to
+ * IDLE        launch, any operation   nothing; every operation is allowed   any but ROLLBACK
+ * CHECKPOINT  checkpoint()            MIGRATION completed, end of stream    IDLE, ROLLBACK
+ * ROLLBACK    a failed checkpoint     QEMU to end it, and the VM to run     IDLE, LOST
+ * RESUME      resume()                the reply to cont                     IDLE, LOST
+ * RESTORE     restore()               MIGRATION completed, vCPUs running    IDLE, LOST
+ * LOST        QEMU did not answer     kill(), or QEMU's end                 DYING, GONE
+ * DYING       kill(), broken QMP      QEMU's end                            GONE
+ * GONE        QEMU's end              close()                               -
+ *
+ * Every phase but GONE leaves to DYING and GONE too. */
+enum vm_phase {
+    VM_IDLE,
+    VM_CHECKPOINT,
+    VM_ROLLBACK,
+    VM_RESUME,
+    VM_RESTORE,
+    VM_LOST,
+    VM_DYING,
+    VM_GONE,
+    VM_N_PHASES,
+};
+
+/* What the deferred source has to tell the caller. */
+enum vm_outcome {
+    VM_OUTCOME_NONE,
+    VM_OUTCOME_CHECKPOINT,
+    VM_OUTCOME_RUNNING,
+    VM_OUTCOME_FAILURE,
+};
+
+/* How QEMU's side of the running migration stands. */
+enum vm_migration {
+    VM_MIGRATION_NONE,
+    VM_MIGRATION_ACTIVE,
+    VM_MIGRATION_COMPLETED,
+    VM_MIGRATION_FAILED, /* or cancelled: QEMU has given up */
+};
+
+enum {
+    VM_LAUNCH_TIMEOUT_MS = 10000,
+    VM_CHECKPOINT_TIMEOUT_MS = 10000,
+    VM_ANSWER_TIMEOUT_MS = 3000, /* for cont, a roll-back, a restore */
+    VM_EXIT_TIMEOUT_MS = 5000,
+    VM_EOF_GRACE_MS = 2000, /* from QEMU's closing QMP to its end */
+    VM_CONT_TRIES = 200,    /* a migration that is just ending may refuse cont for a moment */
+};
+
+#define VM_STATE_MAX_BYTES (UINT64_C(256) << 20)
+
+/* Our end of the descriptor that the next checkpoint's device state comes through, and the bytes.
+ * It is made, and its other end given to QEMU, before the checkpoint ("armed"). */
+struct vm_stream {
+    int fd; /* -1: not armed */
+    sd_event_source *source;
+    uint8_t *bytes;
+    size_t n_bytes;
+    size_t cap;
+    size_t max_bytes;
+    bool ended;
+};
+
+/* The device state on its way into an incoming VM. */
+struct vm_feed {
+    int fd;
+    sd_event_source *source;
+    uint8_t *bytes;
+    size_t n_bytes;
+    size_t n_sent;
+};
+
+struct hyp_vm {
+    sd_event *event;
+    const struct hyp_callbacks *callbacks;
+    void *user;
+
+    char machine[64];
+    uint64_t ram_bytes;
+    char *ram_path;
+    char *log_path;
+    char *qmp_path;
+    char hyp_paths[VM_NICS_MAX][sizeof(((struct hyp_nic_paths *)0)->hyp_path)];
+    size_t n_nics;
+
+    pid_t pid;
+    int pidfd; /* -1: no process */
+    struct qmp *qmp;
+    struct dirty dirty;
+    sd_event_source *exit_source;
+    sd_event_source *timer_source;
+    sd_event_source *report_source;
+
+    enum vm_phase phase;
+    bool incoming; /* and not restored yet */
+    bool running;  /* by QEMU's STOP and RESUME */
+
+    /* CHECKPOINT, ROLLBACK, RESTORE */
+    enum vm_migration migration;
+    bool was_running;
+    uint64_t order_ns;
+    struct hyp_timing timing;
+    struct vm_stream stream;
+    struct vm_feed feed;
+    unsigned int cont_tries;
+
+    enum vm_outcome outcome;
+    bool failure_running;
+    char failure[512];
+
+    enum hyp_exit exit_how;
+    char exit_detail[512];
+    bool exit_reported;
+};
+
+/* driver.c */
+void vm_set_phase(struct hyp_vm *vm, enum vm_phase phase, const char *because);
+/* Wakes the phase's time-out handling `ms` from now. */
+void vm_set_timer(struct hyp_vm *vm, unsigned int ms);
+/* Ends the operation: to IDLE, and the caller learns the outcome. */
+void vm_finish(struct hyp_vm *vm, enum vm_outcome outcome, const char *because);
+/* As above with a failure; goes to `phase` (IDLE or LOST). */
+void vm_fail(struct hyp_vm *vm, enum vm_phase phase, const char *why);
+/* Refuses an operation that the phase does not allow. */
+int vm_check_idle(const struct hyp_vm *vm, struct err *err) US_MUST_CHECK;
+/* Kills QEMU; on_exit will say `how` and `detail`. */
+void vm_kill_because(struct hyp_vm *vm, enum hyp_exit how, const char *detail);
+void vm_close(struct hyp_vm *vm);
+extern const struct qmp_callbacks vm_qmp_callbacks;
+
+/* launch.c */
+int vm_launch(const struct hyp_launch *launch, struct hyp_vm **ret_vm,
+              struct err *err) US_MUST_CHECK;
+/* Adds the VM's event sources to the loop; driver.c. */
+int vm_attach(struct hyp_vm *vm) US_MUST_CHECK;
+/* Puts the last line of QEMU's log, cleaned of control characters, into ret_line ("" = none). */
+void vm_last_words(const char *log_path, char *ret_line, size_t n);
+
+/* checkpoint.c */
+int vm_checkpoint(struct hyp_vm *vm, struct err *err) US_MUST_CHECK;
+int vm_resume(struct hyp_vm *vm, struct err *err) US_MUST_CHECK;
+/* Makes the descriptor for the next checkpoint and gives QEMU its end; does nothing if armed. */
+int vm_arm(struct hyp_vm *vm) US_MUST_CHECK;
+/* Sends cont; on its success the phase's work is done. */
+void vm_cont(struct hyp_vm *vm);
+void vm_checkpoint_event(struct hyp_vm *vm); /* migration or running have changed */
+void vm_checkpoint_timeout(struct hyp_vm *vm);
+void vm_stream_done(struct vm_stream *stream);
+
+/* restore.c */
+int vm_prepare_restore(struct hyp_vm *vm, const struct qmp_wait *wait,
+                       struct err *err) US_MUST_CHECK;
+int vm_restore(struct hyp_vm *vm, const struct hyp_state *state, struct err *err) US_MUST_CHECK;
+void vm_restore_event(struct hyp_vm *vm); /* migration or running have changed */
+void vm_feed_done(struct vm_feed *feed);
+
+/* preflight.c */
+int vm_preflight(struct vm_spec *spec, const char *emulator, struct err *err) US_MUST_CHECK;
+
+#endif

@@ -1,0 +1,606 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Runs a VM under the QEMU driver for a few seconds: checkpoints it many times, carrying its dirty
+ * pages over into a second RAM file as a standby would, compares the two files, makes a checkpoint
+ * fail on purpose, then kills the VM and restores a second QEMU from the copy. Prints TAP, and what
+ * each part of a pause took.
+ *
+ * Without --kernel and --firmware the guest is 60 bytes of our own that write a counter into one
+ * page after another, so that every page of a consistent memory image can be told from the highest
+ * counter in it. */
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "hyp/hyp.h"
+#include "hyp/qemu/clock.h"
+#include "hyp/qemu/vm.h"
+
+enum {
+    RUNS_MAX = 4096,
+    WAIT_S = 20,
+    PATTERN_BASE = 1 << 20, /* where our guest writes */
+    FIRMWARE_BYTES = 65536,
+};
+
+enum happening {
+    NOTHING,
+    CHECKPOINT,
+    RUNNING,
+    FAILURE,
+    EXIT,
+};
+
+/* One VM with its RAM file and what it last reported. */
+struct vm {
+    struct hyp_vm *hyp;
+    char dir[128];
+    char ram_path[160];
+    uint8_t *ram;
+    int guard_sockets[VM_NICS_MAX];
+    enum happening happened;
+    struct hyp_state state;
+    struct hyp_timing timing;
+    bool failure_running;
+    enum hyp_exit exit_how;
+    char text[512];
+};
+
+struct samples {
+    const char *name;
+    uint64_t *ns;
+    size_t n;
+};
+
+static struct options {
+    const char *emulator, *kernel, *initrd, *append, *firmware, *cpu, *machine, *accel;
+    unsigned int epochs, interval_ms, megabytes, cpus, nics, pages, delay;
+    bool verbose_state;
+} options = {
+    .emulator = "qemu-system-x86_64",
+    .epochs = 200,
+    .interval_ms = 10,
+    .megabytes = 256,
+    .cpus = 1,
+    .nics = 1,
+    .pages = 1024,
+    .delay = 500,
+};
+
+static sd_event *loop;
+static unsigned int tap_n, tap_failed;
+static char work_dir[64], shm_dir[64];
+
+static void US_PRINTF(2, 3) check(bool good, const char *fmt, ...)
+{
+    va_list ap;
+
+    printf("%sok %u - ", good ? "" : "not ", ++tap_n);
+    va_start(ap, fmt);
+    vprintf(fmt, ap);
+    va_end(ap);
+    printf("\n");
+    fflush(stdout);
+    if (!good)
+        tap_failed++;
+}
+
+static void clean_up(void)
+{
+    char command[200];
+
+    if (!work_dir[0])
+        return;
+    (void)snprintf(command, sizeof(command), "rm -rf '%s' '%s'", work_dir, shm_dir);
+    if (system(command) != 0)
+        fprintf(stderr, "cannot remove %s and %s\n", work_dir, shm_dir);
+}
+
+static void __attribute__((noreturn)) US_PRINTF(1, 2) bail_out(const char *fmt, ...)
+{
+    va_list ap;
+
+    printf("Bail out! ");
+    va_start(ap, fmt);
+    vprintf(fmt, ap);
+    va_end(ap);
+    printf("\n");
+    exit(1);
+}
+
+static void on_checkpoint(void *user, const struct hyp_state *state,
+                          const struct hyp_timing *timing)
+{
+    struct vm *vm = user;
+
+    vm->happened = CHECKPOINT;
+    vm->state = *state;
+    vm->timing = *timing;
+}
+
+static void on_running(void *user)
+{
+    ((struct vm *)user)->happened = RUNNING;
+}
+
+static void on_failure(void *user, const char *why, bool running)
+{
+    struct vm *vm = user;
+
+    vm->happened = FAILURE;
+    vm->failure_running = running;
+    (void)snprintf(vm->text, sizeof(vm->text), "%s", why);
+}
+
+static void on_exit_of_vm(void *user, enum hyp_exit how, const char *detail)
+{
+    struct vm *vm = user;
+
+    vm->happened = EXIT;
+    vm->exit_how = how;
+    (void)snprintf(vm->text, sizeof(vm->text), "%s", detail);
+}
+
+static const struct hyp_callbacks callbacks = {
+    .on_checkpoint = on_checkpoint,
+    .on_running = on_running,
+    .on_failure = on_failure,
+    .on_exit = on_exit_of_vm,
+};
+
+/* Runs the loop until the VM reports something; bails out when it is not what was awaited. */
+static void await(struct vm *vm, enum happening what, const char *for_what)
+{
+    uint64_t deadline = now_ns() + WAIT_S * NS_PER_S;
+
+    while (!vm->happened && now_ns() < deadline) {
+        if (sd_event_run(loop, 100000) < 0)
+            bail_out("sd_event_run");
+    }
+    if (vm->happened != what)
+        bail_out("%s: %s: %s", vm->dir, for_what,
+                 vm->happened ? vm->text : "nothing happened in time");
+    vm->happened = NOTHING;
+}
+
+static void run_loop_for(unsigned int ms)
+{
+    uint64_t deadline = now_ns() + ms * NS_PER_MS;
+
+    for (uint64_t now; (now = now_ns()) < deadline;) {
+        if (sd_event_run(loop, (deadline - now) / 1000 + 1) < 0)
+            bail_out("sd_event_run");
+    }
+}
+
+static void put(uint8_t *image, size_t at, const void *bytes, size_t n)
+{
+    memcpy(image + at, bytes, n);
+}
+
+/* A firmware image: the guest described at the top. */
+static void write_guest(const char *path, uint32_t n_pages, uint32_t delay)
+{
+    static uint8_t image[FIRMWARE_BYTES];
+    static const uint8_t reset[] = {0xea, 0x00, 0x00, 0x00, 0xf0}; /* jmp 0xf000:0 */
+    static const uint8_t enter[] = {
+        0xfa,                                           /* cli */
+        0x2e, 0x0f, 0x01, 0x16, 0x00, 0x01,             /* lgdt cs:[0x100] */
+        0x0f, 0x20, 0xc0, 0x0c, 0x01, 0x0f, 0x22, 0xc0, /* cr0 |= 1 */
+        0x66, 0xea, 0x40, 0x00, 0x0f, 0x00, 0x08, 0x00, /* jmp 8:0xf0040 */
+    };
+    static const uint8_t gdt[] = {
+        0x17, 0x00, 0x10, 0x01, 0x0f, 0x00,                /* 24 bytes at 0xf0110 */
+        [16 + 8] = 0xff, 0xff, 0, 0, 0, 0x9a, 0xcf, 0,     /* flat code */
+        [16 + 16] = 0xff, 0xff, 0, 0, 0, 0x92, 0xcf, 0,    /* flat data */
+    };
+    uint8_t code[] = {
+        0x66, 0xb8, 0x10, 0x00, 0x8e, 0xd8, /* ds = 0x10 */
+        0x31, 0xdb,                         /* ebx = 0 */
+        0x43,                               /* again: ebx++ */
+        0x89, 0xd8,                         /* eax = ebx */
+        0x25, 0, 0, 0, 0,                   /* eax &= n_pages - 1 */
+        0xc1, 0xe0, 0x0c,                   /* eax <<= 12 */
+        0x89, 0x98, 0x00, 0x00, 0x10, 0x00, /* [eax + 1 MiB] = ebx */
+        0xb9, 0, 0, 0, 0,                   /* ecx = delay */
+        0xe2, 0xfe,                         /* loop on itself */
+        0xeb, 0xe4,                         /* jmp again */
+    };
+    uint32_t mask = n_pages - 1;
+    FILE *file;
+
+    put(code, 12, &mask, sizeof(mask));
+    put(code, 26, &delay, sizeof(delay));
+    code[sizeof(code) - 1] = (uint8_t)(8 - (int)sizeof(code));
+    put(image, 0, enter, sizeof(enter));
+    put(image, 0x40, code, sizeof(code));
+    put(image, 0x100, gdt, sizeof(gdt));
+    put(image, 0xfff0, reset, sizeof(reset));
+    file = fopen(path, "we");
+    if (!file || fwrite(image, sizeof(image), 1, file) != 1 || fclose(file) != 0)
+        bail_out("%s: %s", path, strerror(errno));
+}
+
+/* Verifies that a stopped guest's pages agree with the highest counter in them, and returns it. */
+static uint32_t check_pattern(const uint8_t *ram, const char *what)
+{
+    uint32_t newest = 0, bad = 0;
+
+    for (int pass = 0; pass < 2; pass++) {
+        for (uint32_t i = 0; i < options.pages; i++) {
+            uint32_t value, want = newest - (newest - i) % options.pages;
+
+            memcpy(&value, ram + PATTERN_BASE + i * VM_PAGE_BYTES, sizeof(value));
+            if (pass == 0)
+                newest = value > newest ? value : newest;
+            else
+                bad += value != (newest >= i ? want : 0);
+        }
+    }
+    check(bad == 0, "%s: memory agrees with itself (counter %" PRIu32 ", %" PRIu32 " bad pages)",
+          what, newest, bad);
+    return newest;
+}
+
+static void make_ram(struct vm *vm, uint64_t n_bytes)
+{
+    CLEANUP_FD int fd = open(vm->ram_path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+
+    if (fd < 0 || ftruncate(fd, (off_t)n_bytes) < 0)
+        bail_out("%s: %s", vm->ram_path, strerror(errno));
+    vm->ram = mmap(NULL, n_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (vm->ram == MAP_FAILED)
+        bail_out("mmap: %s", strerror(errno));
+}
+
+static void bind_guard(struct vm *vm, size_t i, const char *path)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+
+    vm->guard_sockets[i] = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    strcpy(address.sun_path, path);
+    if (bind(vm->guard_sockets[i], (struct sockaddr *)&address, sizeof(address)) < 0)
+        bail_out("%s: %s", path, strerror(errno));
+}
+
+static void launch(struct vm *vm, const struct vm_spec *spec, const char *name, bool incoming)
+{
+    struct hyp_nic_paths nics[VM_NICS_MAX];
+    struct hyp_launch order = {
+        .spec = spec,
+        .run_dir = vm->dir,
+        .ram_path = vm->ram_path,
+        .emulator = options.emulator,
+        .nics = nics,
+        .incoming = incoming,
+        .event = loop,
+        .callbacks = &callbacks,
+        .user = vm,
+    };
+    uint64_t start;
+    struct err err;
+
+    (void)snprintf(vm->dir, sizeof(vm->dir), "%s/%s", work_dir, name);
+    (void)snprintf(vm->ram_path, sizeof(vm->ram_path), "%s/%s", shm_dir, name);
+    if (mkdir(vm->dir, 0700) < 0)
+        bail_out("%s: %s", vm->dir, strerror(errno));
+    make_ram(vm, spec->memory_bytes);
+    for (uint32_t i = 0; i < spec->n_nics; i++) {
+        (void)snprintf(nics[i].hyp_path, sizeof(nics[i].hyp_path), "%.80s/nic%u.hyp", vm->dir, i);
+        (void)snprintf(nics[i].guard_path, sizeof(nics[i].guard_path), "%.80s/nic%u", vm->dir, i);
+        bind_guard(vm, i, nics[i].guard_path);
+    }
+    start = now_ns();
+    if (hyp_qemu.launch(&order, &vm->hyp, &err) < 0)
+        bail_out("launch %s: %s", name, err.text);
+    printf("# launch of the %s: %" PRIu64 " ms, pid %d\n", name, (now_ns() - start) / NS_PER_MS,
+           (int)hyp_qemu.pid(vm->hyp));
+}
+
+static void close_vm(struct vm *vm, const struct vm_spec *spec)
+{
+    hyp_qemu.close(vm->hyp);
+    (void)munmap(vm->ram, spec->memory_bytes);
+    for (uint32_t i = 0; i < spec->n_nics; i++)
+        close(vm->guard_sockets[i]);
+}
+
+static void fill_spec(struct vm_spec *spec)
+{
+    struct err err;
+
+    *spec = (struct vm_spec){
+        .name = "smoke",
+        .memory_bytes = (uint64_t)options.megabytes << 20,
+        .cpus = options.cpus,
+        .n_nics = options.nics,
+    };
+#define SET(field, value)                                                                          \
+    (void)snprintf(spec->field, sizeof(spec->field), "%s", (value) ? (value) : "")
+    SET(machine, options.machine);
+    SET(accel, options.accel);
+    SET(cpu_model, options.cpu);
+    SET(kernel, options.kernel);
+    SET(initrd, options.initrd);
+    SET(append, options.append);
+    SET(firmware, options.firmware);
+#undef SET
+    if (!options.kernel && !options.firmware) {
+        (void)snprintf(spec->firmware, sizeof(spec->firmware), "%s/guest.bin", work_dir);
+        write_guest(spec->firmware, options.pages, options.delay);
+    }
+    for (uint32_t i = 0; i < spec->n_nics; i++)
+        memcpy(spec->nics[i].mac, (uint8_t[]){0x52, 0x54, 0, 0, 0, (uint8_t)i}, 6);
+    if (hyp_qemu.preflight(spec, options.emulator, &err) < 0)
+        bail_out("preflight: %s", err.text);
+    check(strchr(spec->machine, '.') && spec->accel[0], "preflight: %s, %s", spec->machine,
+          spec->accel);
+}
+
+static void add_sample(struct samples *s, uint64_t ns)
+{
+    if (s->n < RUNS_MAX)
+        s->ns[s->n++] = ns;
+}
+
+static int compare_ns(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+    return x < y ? -1 : x > y;
+}
+
+static void print_samples(const struct samples *s)
+{
+    qsort(s->ns, s->n, sizeof(s->ns[0]), compare_ns);
+    printf("# %-8s p50 %8.1f  p99 %8.1f  max %8.1f  us, %zu runs\n", s->name,
+           (double)s->ns[s->n / 2] / 1000, (double)s->ns[s->n * 99 / 100] / 1000,
+           (double)s->ns[s->n - 1] / 1000, s->n);
+}
+
+/* Copies the dirty pages of the stopped VM. Returns their number. */
+static uint64_t take_and_copy(struct vm *from, struct vm *to, uint64_t n_pages,
+                              uint64_t *ret_scan_ns)
+{
+    struct page_run runs[256];
+    uint64_t next = 0, pages = 0, scan_ns = 0;
+    size_t n;
+
+    while (next < n_pages) {
+        uint64_t start = now_ns();
+
+        if (hyp_qemu.dirty_take(from->hyp, next, runs, 256, 8192, &n, &next) < 0)
+            bail_out("dirty_take");
+        scan_ns += now_ns() - start;
+        for (size_t i = 0; i < n; i++) {
+            memcpy(to->ram + runs[i].first * VM_PAGE_BYTES,
+                   from->ram + runs[i].first * VM_PAGE_BYTES, runs[i].count * VM_PAGE_BYTES);
+            pages += runs[i].count;
+        }
+    }
+    *ret_scan_ns = scan_ns;
+    return pages;
+}
+
+static void order(int r, const char *what, const struct err *err)
+{
+    if (r < 0)
+        bail_out("%s: %s", what, err->text);
+}
+
+static struct samples figures[] = {
+    {.name = "stop"}, {.name = "state"}, {.name = "scan"},
+    {.name = "copy"}, {.name = "resume"}, {.name = "pause"},
+};
+
+/* One epoch: pause, carry over, run. `full` copies all memory. */
+static uint64_t epoch(struct vm *vm, struct vm *copy, uint64_t n_bytes, bool full, bool compare)
+{
+    uint64_t start = now_ns(), copied, scan_ns, pages, ordered;
+    struct err err = {0};
+    bool same = true;
+
+    order(hyp_qemu.checkpoint(vm->hyp, &err), "checkpoint", &err);
+    await(vm, CHECKPOINT, "checkpoint");
+    pages = take_and_copy(vm, copy, n_bytes / VM_PAGE_BYTES, &scan_ns);
+    copied = now_ns();
+    if (full)
+        memcpy(copy->ram, vm->ram, n_bytes);
+    if (compare)
+        same = memcmp(copy->ram, vm->ram, n_bytes) == 0;
+    if (!same)
+        check(false, "the copy is the original");
+    ordered = now_ns();
+    order(hyp_qemu.resume(vm->hyp, &err), "resume", &err);
+    await(vm, RUNNING, "resume");
+    if (full || compare)
+        return pages;
+    add_sample(&figures[0], vm->timing.stop_ns);
+    add_sample(&figures[1], vm->timing.state_ns - vm->timing.stop_ns);
+    add_sample(&figures[2], scan_ns);
+    add_sample(&figures[3], copied - start - vm->timing.state_ns - scan_ns);
+    add_sample(&figures[4], now_ns() - ordered);
+    add_sample(&figures[5], now_ns() - start - vm->timing.stop_ns);
+    return pages;
+}
+
+static void run_epochs(struct vm *vm, struct vm *copy, uint64_t n_bytes)
+{
+    uint64_t pages = 0;
+
+    for (unsigned int i = 0; i < options.epochs; i++) {
+        run_loop_for(options.interval_ms);
+        pages += epoch(vm, copy, n_bytes, i == 0, i % 50 == 49);
+    }
+    check(true, "%u epochs, each 50th compared, %" PRIu64 " pages carried over", options.epochs,
+          pages);
+    printf("# %.1f pages an epoch, %zu bytes of device state\n", (double)pages / options.epochs,
+           vm->state.n_bytes);
+    for (size_t i = 0; i < sizeof(figures) / sizeof(figures[0]); i++)
+        print_samples(&figures[i]);
+}
+
+/* A checkpoint that grows too large has to leave a running VM behind, and the next one works. */
+static void fail_once(struct vm *vm, struct vm *copy, uint64_t n_bytes)
+{
+    size_t limit = vm->hyp->stream.max_bytes;
+    struct err err = {0};
+
+    vm->hyp->stream.max_bytes = 1000;
+    order(hyp_qemu.checkpoint(vm->hyp, &err), "checkpoint", &err);
+    await(vm, FAILURE, "a checkpoint over its limit");
+    check(vm->failure_running, "a failed checkpoint leaves the VM running (%s)", vm->text);
+    check(hyp_qemu.restore(vm->hyp, &vm->state, &err) == -EINVAL, "a running VM is not restored");
+    vm->hyp->stream.max_bytes = limit;
+    (void)epoch(vm, copy, n_bytes, false, true);
+    check(true, "the next checkpoint works");
+}
+
+static void last_checkpoint(struct vm *vm, struct vm *copy, uint64_t n_bytes)
+{
+    struct err err = {0};
+    uint64_t scan_ns;
+
+    order(hyp_qemu.checkpoint(vm->hyp, &err), "checkpoint", &err);
+    check(hyp_qemu.checkpoint(vm->hyp, &err) == -EBUSY, "a second checkpoint is refused: %s",
+          err.text);
+    await(vm, CHECKPOINT, "checkpoint");
+    (void)take_and_copy(vm, copy, n_bytes / VM_PAGE_BYTES, &scan_ns);
+    check(memcmp(copy->ram, vm->ram, n_bytes) == 0, "the last copy is the original");
+}
+
+static bool all_zero(const uint8_t *bytes, uint64_t n)
+{
+    return bytes[0] == 0 && memcmp(bytes, bytes + 1, n - 1) == 0;
+}
+
+static void restore(struct vm *copy, const struct hyp_state *state)
+{
+    uint64_t start = now_ns();
+    struct err err = {0};
+
+    order(hyp_qemu.restore(copy->hyp, state, &err), "restore", &err);
+    await(copy, RUNNING, "restore");
+    printf("# restore %.2f ms, order to running\n", (double)(now_ns() - start) / 1e6);
+    check(true, "the copy runs");
+}
+
+static void run(const struct vm_spec *spec)
+{
+    struct vm original = {0}, copy = {0};
+    bool ours = !options.kernel && !options.firmware;
+    uint64_t n_bytes = spec->memory_bytes, track_ns, scan_ns;
+    uint32_t before = 0;
+    struct err err = {0};
+
+    launch(&original, spec, "original", false);
+    launch(&copy, spec, "copy", true);
+    check(all_zero(copy.ram, n_bytes), "a waiting QEMU leaves its memory alone");
+    track_ns = now_ns();
+    order(hyp_qemu.track(original.hyp, &err), "track", &err);
+    printf("# track %.2f ms\n", (double)(now_ns() - track_ns) / 1e6);
+    order(hyp_qemu.resume(original.hyp, &err), "resume", &err);
+    await(&original, RUNNING, "first resume");
+    run_loop_for(ours ? 50 : 5000);
+    run_epochs(&original, &copy, n_bytes);
+    fail_once(&original, &copy, n_bytes);
+    last_checkpoint(&original, &copy, n_bytes);
+    if (ours)
+        before = check_pattern(copy.ram, "last checkpoint");
+
+    hyp_qemu.kill(original.hyp);
+    await(&original, EXIT, "kill");
+    check(original.exit_how == HYP_EXIT_KILLED, "killed: %s", original.text);
+    restore(&copy, &original.state);
+    order(hyp_qemu.track(copy.hyp, &err), "track", &err);
+    run_loop_for(50);
+    order(hyp_qemu.checkpoint(copy.hyp, &err), "checkpoint", &err);
+    await(&copy, CHECKPOINT, "checkpoint of the restored VM");
+    memset(original.ram, 0, n_bytes);
+    scan_ns = take_and_copy(&copy, &original, n_bytes / VM_PAGE_BYTES, &scan_ns);
+    check(scan_ns > 0, "the restored VM is tracked: %" PRIu64 " pages", scan_ns);
+    if (ours)
+        check(check_pattern(copy.ram, "restored VM") > before, "the restored guest went on");
+    close_vm(&original, spec);
+    close_vm(&copy, spec);
+}
+
+static void parse_options(int argc, char **argv)
+{
+    static const struct option names[] = {
+        {"emulator", 1, NULL, 'e'}, {"kernel", 1, NULL, 'k'},   {"initrd", 1, NULL, 'i'},
+        {"append", 1, NULL, 'a'},   {"firmware", 1, NULL, 'f'}, {"cpu", 1, NULL, 'c'},
+        {"machine", 1, NULL, 'M'},  {"accel", 1, NULL, 'A'},    {"epochs", 1, NULL, 'n'},
+        {"interval", 1, NULL, 't'}, {"memory", 1, NULL, 'm'},   {"cpus", 1, NULL, 's'},
+        {"nics", 1, NULL, 'N'},     {"pages", 1, NULL, 'p'},    {"delay", 1, NULL, 'd'},
+        {NULL, 0, NULL, 0},
+    };
+    const struct {
+        int option;
+        const char **text;
+        unsigned int *number;
+    } targets[] = {
+        {'e', &options.emulator, NULL}, {'k', &options.kernel, NULL},
+        {'i', &options.initrd, NULL},   {'a', &options.append, NULL},
+        {'f', &options.firmware, NULL}, {'c', &options.cpu, NULL},
+        {'M', &options.machine, NULL},  {'A', &options.accel, NULL},
+        {'n', NULL, &options.epochs},   {'t', NULL, &options.interval_ms},
+        {'m', NULL, &options.megabytes}, {'s', NULL, &options.cpus},
+        {'N', NULL, &options.nics},     {'p', NULL, &options.pages},
+        {'d', NULL, &options.delay},
+    };
+    int c;
+
+    while ((c = getopt_long(argc, argv, "", names, NULL)) != -1) {
+        bool known = false;
+
+        for (size_t i = 0; i < sizeof(targets) / sizeof(targets[0]); i++) {
+            if (targets[i].option != c)
+                continue;
+            known = true;
+            if (targets[i].text)
+                *targets[i].text = optarg;
+            else
+                *targets[i].number = (unsigned int)strtoul(optarg, NULL, 0);
+        }
+        if (!known)
+            exit(2);
+    }
+    if (options.pages == 0 || options.pages & (options.pages - 1) || options.epochs == 0 ||
+        options.nics > VM_NICS_MAX || options.megabytes <= options.pages / 256 + 1) {
+        fprintf(stderr, "hyp-smoke: --pages is a power of two that fits into --memory (MiB)\n");
+        exit(2);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    static uint64_t ns[sizeof(figures) / sizeof(figures[0])][RUNS_MAX];
+    struct vm_spec spec;
+
+    parse_options(argc, argv);
+    for (size_t i = 0; i < sizeof(figures) / sizeof(figures[0]); i++)
+        figures[i].ns = ns[i];
+    strcpy(work_dir, "/tmp/hyp-smoke.XXXXXX");
+    strcpy(shm_dir, "/dev/shm/hyp-smoke.XXXXXX");
+    if (!mkdtemp(work_dir) || !mkdtemp(shm_dir))
+        bail_out("mkdtemp: %s", strerror(errno));
+    (void)atexit(clean_up);
+    if (sd_event_default(&loop) < 0)
+        bail_out("sd_event_default");
+    fill_spec(&spec);
+    run(&spec);
+    sd_event_unref(loop);
+    printf("1..%u\n", tap_n);
+    return tap_failed ? 1 : 0;
+}
