@@ -32,13 +32,13 @@ struct stage_pool *stage_pool_new(uint64_t bytes)
     pool->n_chunks = (bytes + chunk_bytes - 1) / chunk_bytes;
     pool->n_bytes = pool->n_chunks * chunk_bytes;
     pool->n_free = pool->n_fresh = pool->n_chunks;
-    pool->chunks = calloc(pool->n_chunks, sizeof(*pool->chunks));
-    if (!pool->chunks)
-        return NULL;
     pool->bytes = mmap(NULL, pool->n_bytes, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (pool->bytes == MAP_FAILED) {
-        free(pool->chunks);
+    if (pool->bytes == MAP_FAILED)
+        return NULL;
+    pool->chunks = calloc(pool->n_chunks, sizeof(*pool->chunks));
+    if (!pool->chunks) {
+        (void)munmap(pool->bytes, pool->n_bytes); /* cannot fail: the range is ours */
         return NULL;
     }
     pthread_mutex_init(&pool->lock, NULL);
