@@ -15,19 +15,23 @@
 
 struct arbiter_client;
 
-/* status: enum wire_arb_status, or 0 = no answer (unreachable, timed out, broken connection). With
- * status 0, *current is all zero. `why` is "" or a text for people (borrowed). */
+/* status: enum wire_arb_status, or 0 = no answer (unreachable, timed out, broken connection, an
+ * answer that cannot be true). With status 0, *current is all zero; with WIRE_ARB_ERROR it says
+ * nothing. `why` is "" or a text for people (borrowed). Asking again and closing the client are
+ * allowed inside. */
 typedef void arbiter_answer_fn(void *user, uint64_t id, uint8_t status,
                                const struct arb_record *current, const char *why);
 
-/* address "IP:PORT", host and vm are copied. timeout_ns bounds each request, connecting included. */
+/* address "IP:PORT", host and vm are copied; event is referenced. timeout_ns bounds each request,
+ * connecting included. 0; -EINVAL when a name is not valid; -ENOMEM. Connects to nothing yet. */
 int arbiter_client_new(sd_event *event, const char *address, const char *host, const char *vm,
                        uint64_t timeout_ns, arbiter_answer_fn *on_answer, void *user,
                        struct arbiter_client **ret_client) US_MUST_CHECK;
 
 /* Sends a request; id comes back with the answer. A request that is still open is given up first
  * (no answer will come for it, though it may still be carried out). Failures to send are reported
- * by on_answer from the loop, never from inside this call. request->vm is filled in by the client. */
+ * by on_answer from the loop, never from inside this call. request->vm is filled in by the client.
+ */
 void arbiter_client_ask(struct arbiter_client *c, uint64_t id,
                         const struct wire_arb_request *request);
 
@@ -36,8 +40,9 @@ void arbiter_client_warm(struct arbiter_client *c);
 
 void arbiter_client_close(struct arbiter_client *c); /* NULL is allowed */
 
-/* One blocking request with a connection of its own, for tools; bounded by timeout_ns. Returns 0 with
- * *ret_reply, or -errno with the reason. */
+/* One blocking request with a connection of its own, for tools; bounded by timeout_ns. Returns 0
+ * with *ret_reply, whatever its status; -ECOMM without an answer, or another negative errno, with
+ * the reason. */
 int arbiter_ask_once(const char *address, const char *host, const struct wire_arb_request *request,
                      uint64_t timeout_ns, struct wire_arb_reply *ret_reply,
                      struct err *err) US_MUST_CHECK;

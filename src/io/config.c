@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
-#include "io/yaml_file.h"
+#include "io/yamlfile.h"
 #include "wire/msg.h"
 
 /* The file as libcyaml fills it in: pointers, NULL or 0 where a key is missing. */
@@ -98,47 +98,49 @@ static bool address_valid(const char *address)
     return inet_pton(v6 ? AF_INET6 : AF_INET, ip, binary) == 1;
 }
 
-static int take_name(const struct yaml *y, const char *path, const char *text,
+static int take_name(const struct yamlfile *y, const char *path, const char *text,
                      char name[HOST_NAME_BYTES], struct err *err)
 {
     if (!wire_name_valid(text))
-        return yaml_fail(y, err, path, "\"%s\" is not a name (a-z, 0-9 and -, 63 at most)", text);
+        return yamlfile_fail(y, err, path, "\"%s\" is not a name (a-z, 0-9 and -, 63 at most)",
+                             text);
     (void)snprintf(name, HOST_NAME_BYTES, "%s", text);
     return 0;
 }
 
-static int take_address(const struct yaml *y, const char *path, const char *text,
+static int take_address(const struct yamlfile *y, const char *path, const char *text,
                         char address[HOST_ADDRESS_MAX], struct err *err)
 {
     if (!address_valid(text))
-        return yaml_fail(y, err, path,
-                         "\"%s\" is not IP:PORT (as 192.0.2.1:7700 or [2001:db8::1]:7700)", text);
+        return yamlfile_fail(
+            y, err, path, "\"%s\" is not IP:PORT (as 192.0.2.1:7700 or [2001:db8::1]:7700)", text);
     (void)snprintf(address, HOST_ADDRESS_MAX, "%s", text);
     return 0;
 }
 
-static int take_dir(const struct yaml *y, const char *path, const char *text, const char *fallback,
-                    char dir[VM_PATH_MAX], struct err *err)
+static int take_dir(const struct yamlfile *y, const char *path, const char *text,
+                    const char *fallback, char dir[VM_PATH_MAX], struct err *err)
 {
     size_t n = (size_t)snprintf(dir, VM_PATH_MAX, "%s", text ? text : fallback);
 
     if (dir[0] != '/')
-        return yaml_fail(y, err, path, "\"%s\" is not an absolute path", text);
+        return yamlfile_fail(y, err, path, "\"%s\" is not an absolute path", text);
     while (n > 1 && dir[n - 1] == '/')
         dir[--n] = '\0';
     return 0;
 }
 
-static int take_number(const struct yaml *y, const char *path, uint32_t given, uint32_t fallback,
-                       uint32_t min, uint32_t max, uint32_t *ret_number, struct err *err)
+static int take_number(const struct yamlfile *y, const char *path, uint32_t given,
+                       uint32_t fallback, uint32_t min, uint32_t max, uint32_t *ret_number,
+                       struct err *err)
 {
-    *ret_number = yaml_line(y, path) ? given : fallback;
+    *ret_number = yamlfile_line(y, path) ? given : fallback;
     if (*ret_number < min || *ret_number > max)
-        return yaml_fail(y, err, path, "%u is not in %u to %u", *ret_number, min, max);
+        return yamlfile_fail(y, err, path, "%u is not in %u to %u", *ret_number, min, max);
     return 0;
 }
 
-static int take_peers(const struct yaml *y, const struct config_text *text,
+static int take_peers(const struct yamlfile *y, const struct config_text *text,
                       struct host_config *config, struct err *err)
 {
     for (uint32_t i = 0; i < text->peers_count; i++) {
@@ -151,9 +153,9 @@ static int take_peers(const struct yaml *y, const struct config_text *text,
         if (r < 0)
             return r;
         if (strcmp(peer->name, config->name) == 0)
-            return yaml_fail(y, err, path, "this is the host itself, not a peer");
+            return yamlfile_fail(y, err, path, "this is the host itself, not a peer");
         if (host_config_peer(config, peer->name))
-            return yaml_fail(y, err, path, "peer %s is given twice", peer->name);
+            return yamlfile_fail(y, err, path, "peer %s is given twice", peer->name);
         (void)snprintf(path, sizeof(path), "peers[%u].address", i);
         r = take_address(y, path, text->peers[i].address, peer->address, err);
         if (r < 0)
@@ -163,7 +165,7 @@ static int take_peers(const struct yaml *y, const struct config_text *text,
     return 0;
 }
 
-static int take_timeouts(const struct yaml *y, const struct host_timeouts *text,
+static int take_timeouts(const struct yamlfile *y, const struct host_timeouts *text,
                          struct host_timeouts *t, struct err *err)
 {
     int r = take_number(y, "timeouts.heartbeat_ms", text->heartbeat_ms, 20, 1, 10000,
@@ -178,14 +180,15 @@ static int take_timeouts(const struct yaml *y, const struct host_timeouts *text,
     if (r < 0)
         return r;
     if (t->heartbeat_ms * 3 > t->standby_ms)
-        return yaml_fail(y, err, "timeouts.standby_ms",
-                         "%u ms is less than three heartbeats of %u ms", t->standby_ms,
-                         t->heartbeat_ms);
+        return yamlfile_fail(y, err, "timeouts.standby_ms",
+                             "%u ms is less than three heartbeats of %u ms", t->standby_ms,
+                             t->heartbeat_ms);
     if (t->standby_ms >= t->primary_ms)
-        return yaml_fail(y, err, "timeouts.primary_ms",
-                         "%u ms must be more than standby_ms (%u ms): where only the link breaks, "
-                         "the primary has to be the first to ask the arbiter",
-                         t->primary_ms, t->standby_ms);
+        return yamlfile_fail(
+            y, err, "timeouts.primary_ms",
+            "%u ms must be more than standby_ms (%u ms): where only the link breaks, "
+            "the primary has to be the first to ask the arbiter",
+            t->primary_ms, t->standby_ms);
     return 0;
 }
 
@@ -210,7 +213,7 @@ static void guard_default(char guard[VM_PATH_MAX])
     (void)snprintf(guard, VM_PATH_MAX, "%s/understudy-guard", US_LIBEXECDIR);
 }
 
-static int take_paths(const struct yaml *y, const struct config_text *text,
+static int take_paths(const struct yamlfile *y, const struct config_text *text,
                       struct host_config *config, struct err *err)
 {
     char guard[VM_PATH_MAX];
@@ -230,8 +233,8 @@ static int take_paths(const struct yaml *y, const struct config_text *text,
     return r;
 }
 
-static int convert(const struct yaml *y, const struct config_text *text, struct host_config *config,
-                   struct err *err)
+static int convert(const struct yamlfile *y, const struct config_text *text,
+                   struct host_config *config, struct err *err)
 {
     int r = take_name(y, "name", text->name, config->name, err);
 
@@ -257,18 +260,18 @@ int host_config_parse(const char *text, size_t n_text, const char *file,
                       struct host_config *ret_config, struct err *err)
 {
     struct host_config config = {0};
-    struct yaml *y;
+    struct yamlfile *y;
     void *data = NULL;
     int r;
 
-    r = yaml_open(text, n_text, file, &y, err);
+    r = yamlfile_open(text, n_text, file, &y, err);
     if (r < 0)
         return r;
-    r = yaml_read(y, &config_schema, &data, err);
+    r = yamlfile_read(y, &config_schema, &data, err);
     if (r == 0)
         r = convert(y, data, &config, err);
-    yaml_data_free(&config_schema, data);
-    yaml_free(y);
+    yamlfile_data_free(&config_schema, data);
+    yamlfile_free(y);
     if (r == 0)
         *ret_config = config;
     return r;
@@ -278,7 +281,7 @@ int host_config_load(const char *path, struct host_config *ret_config, struct er
 {
     CLEANUP_FREE char *text = NULL;
     size_t n;
-    int r = yaml_slurp(path, &text, &n, err);
+    int r = yamlfile_slurp(path, &text, &n, err);
 
     return r < 0 ? r : host_config_parse(text, n, path, ret_config, err);
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "io/yaml_index.h"
+#include "io/yamlindex.h"
 
 #include <errno.h>
 #include <stdbool.h>
@@ -22,7 +22,7 @@ struct level {
 
 struct scan {
     const char *file;
-    struct yaml_index *index;
+    struct yamlindex *index;
     char path[YAML_PATH_MAX];
     struct level level[DEPTH_MAX];
     unsigned depth;
@@ -55,7 +55,7 @@ static bool path_set(struct scan *s, size_t n, const char *key, unsigned number)
 
 static int record(struct scan *s, unsigned line, struct err *err)
 {
-    struct yaml_index *index = s->index;
+    struct yamlindex *index = s->index;
 
     if (index->n == YAML_NODES_MAX)
         return fail(s, err, line, "too many values for a file of ours");
@@ -77,7 +77,7 @@ static int take_key(struct scan *s, const yaml_event_t *event, struct err *err)
         return fail(s, err, line, "a NUL byte is not allowed");
     if (!path_set(s, top->n_path, key, 0))
         return fail(s, err, line, "this key is too long");
-    if (yaml_index_line(s->index, s->path))
+    if (yamlindex_line(s->index, s->path))
         return err_set(err, -EINVAL, "%s:%u: %s: given twice", s->file, line, s->path);
     top->have_key = true;
     return record(s, line, err);
@@ -184,10 +184,10 @@ static int parse(struct scan *s, yaml_parser_t *parser, const char *text, struct
     return r;
 }
 
-int yaml_index_new(const char *text, size_t n_text, const char *file, struct yaml_index **ret_index,
-                   struct err *err)
+int yamlindex_new(const char *text, size_t n_text, const char *file, struct yamlindex **ret_index,
+                  struct err *err)
 {
-    CLEANUP_FREE struct yaml_index *index = calloc(1, sizeof(*index));
+    CLEANUP_FREE struct yamlindex *index = calloc(1, sizeof(*index));
     struct scan scan = {.file = file, .index = index};
     yaml_parser_t parser;
     int r;
@@ -203,7 +203,7 @@ int yaml_index_new(const char *text, size_t n_text, const char *file, struct yam
     return 0;
 }
 
-unsigned yaml_index_line(const struct yaml_index *index, const char *path)
+unsigned yamlindex_line(const struct yamlindex *index, const char *path)
 {
     for (unsigned i = 0; i < index->n; i++) {
         if (strcmp(index->node[i].path, path) == 0)

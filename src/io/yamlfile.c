@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "io/yaml_file.h"
+#include "io/yamlfile.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -10,13 +10,13 @@
 #include <sys/stat.h>
 
 #include "base/cleanup.h"
-#include "io/yaml_index.h"
+#include "io/yamlindex.h"
 
-struct yaml {
+struct yamlfile {
     const char *text; /* borrowed */
     size_t n_text;
     const char *file; /* borrowed */
-    struct yaml_index *index;
+    struct yamlindex *index;
 };
 
 /* What libcyaml said while it failed: the message, and the fields and entries around the place,
@@ -29,16 +29,16 @@ struct complaint {
     bool no_key_yet; /* the innermost mapping has not read a key */
 };
 
-int yaml_open(const char *text, size_t n_text, const char *file, struct yaml **ret_yaml,
-              struct err *err)
+int yamlfile_open(const char *text, size_t n_text, const char *file, struct yamlfile **ret_yaml,
+                  struct err *err)
 {
-    struct yaml_index *index;
-    struct yaml *y;
+    struct yamlindex *index;
+    struct yamlfile *y;
     int r;
 
     if (n_text > YAML_TEXT_MAX)
         return err_set(err, -EINVAL, "%s: longer than %d KiB", file, YAML_TEXT_MAX / 1024);
-    r = yaml_index_new(text, n_text, file, &index, err);
+    r = yamlindex_new(text, n_text, file, &index, err);
     if (r < 0)
         return r;
     y = malloc(sizeof(*y));
@@ -46,12 +46,12 @@ int yaml_open(const char *text, size_t n_text, const char *file, struct yaml **r
         free(index);
         return err_set(err, -ENOMEM, "%s: out of memory", file);
     }
-    *y = (struct yaml){.text = text, .n_text = n_text, .file = file, .index = index};
+    *y = (struct yamlfile){.text = text, .n_text = n_text, .file = file, .index = index};
     *ret_yaml = y;
     return 0;
 }
 
-void yaml_free(struct yaml *y)
+void yamlfile_free(struct yamlfile *y)
 {
     if (!y)
         return;
@@ -59,9 +59,9 @@ void yaml_free(struct yaml *y)
     free(y);
 }
 
-unsigned yaml_line(const struct yaml *y, const char *path)
+unsigned yamlfile_line(const struct yamlfile *y, const char *path)
 {
-    return path[0] ? yaml_index_line(y->index, path) : 1;
+    return path[0] ? yamlindex_line(y->index, path) : 1;
 }
 
 /* Shortens a path by its last step: "nics[0].mac", "nics[0]", "nics", "". */
@@ -74,18 +74,18 @@ static void path_up(char *path)
     path[n > 0 ? n - 1 : 0] = '\0';
 }
 
-static int fail_text(const struct yaml *y, struct err *err, const char *path, const char *text)
+static int fail_text(const struct yamlfile *y, struct err *err, const char *path, const char *text)
 {
     char near[YAML_PATH_MAX];
 
     (void)snprintf(near, sizeof(near), "%s", path);
-    while (!yaml_line(y, near))
+    while (!yamlfile_line(y, near))
         path_up(near);
-    return err_set(err, -EINVAL, "%s:%u: %s%s%s", y->file, yaml_line(y, near), path,
+    return err_set(err, -EINVAL, "%s:%u: %s%s%s", y->file, yamlfile_line(y, near), path,
                    path[0] ? ": " : "", text);
 }
 
-int yaml_fail(const struct yaml *y, struct err *err, const char *path, const char *fmt, ...)
+int yamlfile_fail(const struct yamlfile *y, struct err *err, const char *path, const char *fmt, ...)
 {
     char text[384];
     va_list ap;
@@ -169,19 +169,19 @@ static const char *expectation(const char *message)
     return message;
 }
 
-static int unknown_key(const struct yaml *y, const char *path, const char *key, struct err *err)
+static int unknown_key(const struct yamlfile *y, const char *path, const char *key, struct err *err)
 {
     char key_path[2 * YAML_PATH_MAX];
     const char *dot = path[0] ? "." : "";
     int n = snprintf(key_path, sizeof(key_path), "%s%s%s", path, dot, key);
-    unsigned line = n < (int)sizeof(key_path) ? yaml_line(y, key_path) : 0;
+    unsigned line = n < (int)sizeof(key_path) ? yamlfile_line(y, key_path) : 0;
 
     return err_set(err, -EINVAL, "%s:%u: %s%sunknown key \"%s\"", y->file,
-                   line ? line : yaml_line(y, path), path, path[0] ? ": " : "", key);
+                   line ? line : yamlfile_line(y, path), path, path[0] ? ": " : "", key);
 }
 
 /* Turns libcyaml's code, message and backtrace into one sentence. */
-static int complain(const struct yaml *y, const struct complaint *c, cyaml_err_t code,
+static int complain(const struct yamlfile *y, const struct complaint *c, cyaml_err_t code,
                     struct err *err)
 {
     char path[YAML_PATH_MAX];
@@ -196,21 +196,21 @@ static int complain(const struct yaml *y, const struct complaint *c, cyaml_err_t
         /* The innermost step is the last key that was read, not the one that is missing. */
         complaint_path(c, c->no_key_yet ? 0 : 1, path);
         key = after(c->message, "Missing required mapping field: ");
-        return yaml_fail(y, err, path, "\"%s\" is missing", key ? key : "a key");
+        return yamlfile_fail(y, err, path, "\"%s\" is missing", key ? key : "a key");
     case CYAML_ERR_STRING_LENGTH_MIN:
-        return yaml_fail(y, err, path, "has no value");
+        return yamlfile_fail(y, err, path, "has no value");
     case CYAML_ERR_STRING_LENGTH_MAX:
         text = after(c->message, "STRING length > ");
-        return yaml_fail(y, err, path, "longer than %d characters", text ? atoi(text) : 0);
+        return yamlfile_fail(y, err, path, "longer than %d characters", text ? atoi(text) : 0);
     case CYAML_ERR_SEQUENCE_ENTRIES_MAX:
         /* Here the innermost step is the last entry that was still allowed. */
         complaint_path(c, 1, path);
         text = after(c->message, "Excessive entries (");
-        return yaml_fail(y, err, path, "more than %d entries", text ? atoi(text) : 0);
+        return yamlfile_fail(y, err, path, "more than %d entries", text ? atoi(text) : 0);
     case CYAML_ERR_INVALID_VALUE:
-        return yaml_fail(y, err, path, "%s", expectation(c->message));
+        return yamlfile_fail(y, err, path, "%s", expectation(c->message));
     default:
-        return yaml_fail(y, err, path, "%s", c->message[0] ? c->message : cyaml_strerror(code));
+        return yamlfile_fail(y, err, path, "%s", c->message[0] ? c->message : cyaml_strerror(code));
     }
 }
 
@@ -225,8 +225,8 @@ static cyaml_config_t config_for(struct complaint *c)
     };
 }
 
-int yaml_read(const struct yaml *y, const cyaml_schema_value_t *schema, void **ret_data,
-              struct err *err)
+int yamlfile_read(const struct yamlfile *y, const cyaml_schema_value_t *schema, void **ret_data,
+                  struct err *err)
 {
     struct complaint complaint = {0};
     cyaml_config_t config = config_for(&complaint);
@@ -244,7 +244,7 @@ int yaml_read(const struct yaml *y, const cyaml_schema_value_t *schema, void **r
     return 0;
 }
 
-void yaml_data_free(const cyaml_schema_value_t *schema, void *data)
+void yamlfile_data_free(const cyaml_schema_value_t *schema, void *data)
 {
     cyaml_config_t config = config_for(NULL);
 
@@ -252,7 +252,7 @@ void yaml_data_free(const cyaml_schema_value_t *schema, void *data)
         (void)cyaml_free(&config, schema, data, 0); /* fails for a bad schema only */
 }
 
-int yaml_slurp(const char *path, char **ret_text, size_t *ret_n, struct err *err)
+int yamlfile_slurp(const char *path, char **ret_text, size_t *ret_n, struct err *err)
 {
     CLEANUP_FD int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     CLEANUP_FREE char *text = NULL;
@@ -275,7 +275,7 @@ int yaml_slurp(const char *path, char **ret_text, size_t *ret_n, struct err *err
             return err_sys(err, -errno, "%s", path);
         if (got == 0)
             break;
-        n += (size_t)got; /* one byte over the limit is enough for yaml_open() to refuse it */
+        n += (size_t)got; /* one byte over the limit is enough for yamlfile_open() to refuse it */
         if (n > YAML_TEXT_MAX)
             return err_set(err, -EFBIG, "%s: longer than %d KiB", path, YAML_TEXT_MAX / 1024);
     }
