@@ -204,7 +204,7 @@ enum wire_arb_status {
 
 struct wire_arb_reply {
     uint8_t status;            /* enum wire_arb_status */
-    struct arb_record current; /* the record after the request */
+    struct arb_record current; /* the record after the request; with WIRE_ARB_ERROR only a hint */
 };
 
 /* One decoded message. */

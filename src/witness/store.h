@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef US_WITNESS_STORE_H
+#define US_WITNESS_STORE_H
+
+#include "base/err.h"
+#include "wire/msg.h"
+
+/* The witness's registers: one file per VM, named for it, in a directory of their own. The files
+ * are the registers; there is no second copy in memory that could differ.
+ *
+ * A change is written to a new file, synced, renamed over the old one, and the directory synced,
+ * before anybody hears of it. So a crash leaves the old record or the new one, never a torn one:
+ *   - before the rename: the old one (and perhaps a file ".new", removed at the next start);
+ *   - after it: the new one for whoever reads, but perhaps not yet on the disk. Opening the store
+ *     syncs everything before the first answer, so what was seen once cannot be lost later.
+ *
+ * Where it is not known whether a change reached the disk (the directory's sync failed), no answer
+ * is right, and the store is of no more use: the process must end without answering. The asker does
+ * not know then whether its swap was carried out, which is the truth, and the next start reads what
+ * is there. */
+
+enum { STORE_VMS_MAX = 4096 }; /* a new VM is refused beyond that, so that nobody fills the disk */
+
+struct store;
+
+/* Opens the registers in a directory, which must exist, for this process alone, and verifies all of
+ * them. 0; -EBUSY when another process has it; -EBADMSG when a file is damaged (the text names it);
+ * another negative errno. Blocks on the disk. */
+int store_open(const char *dir, struct store **ret_store, struct err *err) US_MUST_CHECK;
+
+/* Carries out a valid request (arb_request_check()) and fills in the reply. 0; where the reply's
+ * status is WIRE_ARB_ERROR, the register is as it was and err has the reason. Or -ENOTRECOVERABLE
+ * with the reason: nothing may be answered, now or later. Blocks on the disk. */
+int store_apply(struct store *store, const struct wire_arb_request *request,
+                struct wire_arb_reply *ret_reply, struct err *err) US_MUST_CHECK;
+
+void store_close(struct store *store); /* NULL is allowed */
+
+#endif
