@@ -1,0 +1,202 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "io/config.h"
+#include "io/yamlfile.h"
+#include "unit.h"
+
+#define HEAD "name: hosta\nlisten: 192.0.2.1:7700\narbiter:\n  witness: 192.0.2.9:7701\n"
+
+static int parse(const char *text, struct host_config *config, struct err *err)
+{
+    return host_config_parse(text, strlen(text), "u.yaml", config, err);
+}
+
+static void test_defaults(void **state)
+{
+    struct host_config c;
+    struct err err = {""};
+
+    assert_int_equal(parse(HEAD, &c, &err), 0);
+    assert_string_equal(c.name, "hosta");
+    assert_string_equal(c.listen, "192.0.2.1:7700");
+    assert_string_equal(c.witness, "192.0.2.9:7701");
+    assert_int_equal(c.n_peers, 0);
+    assert_string_equal(c.state_dir, "/var/lib/understudy");
+    assert_string_equal(c.run_dir, "/run/understudy");
+    assert_string_equal(c.memory_dir, "/dev/shm/understudy");
+    assert_string_equal(c.emulator, "qemu-system-x86_64");
+    assert_non_null(strstr(c.guard, "/understudy-guard"));
+    assert_int_equal(c.timeouts.heartbeat_ms, 20);
+    assert_int_equal(c.timeouts.standby_ms, 100);
+    assert_int_equal(c.timeouts.primary_ms, 150);
+    assert_int_equal(c.staging_mib, 256);
+    assert_int_equal(c.gate_mib, 64);
+}
+
+static void test_everything(void **state)
+{
+    struct host_config c;
+    struct err err = {""};
+
+    assert_int_equal(parse("name: hosta\n"
+                           "listen: '[2001:db8::1]:7700'\n"
+                           "peers:\n"
+                           "  - {name: hostb, address: '192.0.2.2:7700'}\n"
+                           "  - name: hostc\n"
+                           "    address: '[2001:db8::3]:65535'\n"
+                           "arbiter: {witness: '192.0.2.9:1'}\n"
+                           "state_dir: /srv/state/\n"
+                           "run_dir: /srv/run\n"
+                           "memory_dir: /srv/memory\n"
+                           "emulator: /opt/qemu\n"
+                           "guard: /opt/guard\n"
+                           "timeouts: {heartbeat_ms: 50, standby_ms: 150, primary_ms: 151}\n"
+                           "staging_mib: 16\n"
+                           "gate_mib: 1\n",
+                           &c, &err),
+                     0);
+    assert_int_equal(c.n_peers, 2);
+    assert_string_equal(host_config_peer(&c, "hostc")->address, "[2001:db8::3]:65535");
+    assert_null(host_config_peer(&c, "hosta"));
+    assert_string_equal(c.state_dir, "/srv/state");
+    assert_string_equal(c.emulator, "/opt/qemu");
+    assert_string_equal(c.guard, "/opt/guard");
+    assert_int_equal(c.timeouts.standby_ms, 150);
+    assert_int_equal(c.gate_mib, 1);
+}
+
+static const struct {
+    const char *text, *error;
+} mistakes[] = {
+    {"", "u.yaml: the file is empty"},
+    {"# nothing\n", "u.yaml: the file is empty"},
+    {"hosta\n", "u.yaml:1: keys with values belong here (key: value)"},
+    {"- a\n", "u.yaml:1: keys with values belong here (key: value)"},
+    {"name: hosta\n", "u.yaml:1: \"listen\" is missing"},
+    {"{}\n", "u.yaml:1: \"name\" is missing"},
+    {"name: hosta\n name: b\n", "u.yaml:2: not valid YAML: mapping values are not allowed in this "
+                                "context"},
+    {"name: 'hosta\n", "u.yaml:2: not valid YAML: found unexpected end of stream"},
+    {"name: a\n\nx: \xff\n", "u.yaml:3: not valid YAML: invalid leading UTF-8 octet"},
+    {"name: hosta\nname: hosta\n", "u.yaml:2: name: given twice"},
+    {"name: &a hosta\nlisten: *a\n", "u.yaml:2: aliases (*name) are not supported"},
+    {HEAD "---\nname: b\n", "u.yaml:5: one document per file only"},
+    {"name: \"a\\0b\"\n", "u.yaml:1: a NUL byte is not allowed"},
+    {"? [a]\n: b\n", "u.yaml:1: a key must be a plain word"},
+    {"a: [[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]\n", "u.yaml:1: nested too deeply"},
+    {HEAD "\nport: 7\n", "u.yaml:6: unknown key \"port\""},
+    {HEAD "timeouts:\n  standby: 7\n", "u.yaml:6: timeouts: unknown key \"standby\""},
+    {HEAD "timeouts:\n", "u.yaml:5: timeouts: keys with values belong here (key: value)"},
+    {HEAD "state_dir: [/a]\n", "u.yaml:5: state_dir: a single value belongs here"},
+    {HEAD "state_dir:\n", "u.yaml:5: state_dir: has no value"},
+    {HEAD "state_dir: here\n", "u.yaml:5: state_dir: \"here\" is not an absolute path"},
+    {HEAD "gate_mib: many\n", "u.yaml:5: gate_mib: not a number in range"},
+    {HEAD "gate_mib: -1\n", "u.yaml:5: gate_mib: not a number in range"},
+    {HEAD "gate_mib: 0\n", "u.yaml:5: gate_mib: 0 is not in 1 to 4096"},
+    {HEAD "peers: hostb\n", "u.yaml:5: peers: a list belongs here"},
+    {HEAD "peers:\n- {}\n", "u.yaml:6: peers[0]: \"name\" is missing"},
+    {HEAD "peers:\n- name: hostb\n", "u.yaml:6: peers[0]: \"address\" is missing"},
+    {HEAD "peers:\n- name: hostb\n  addres: x\n", "u.yaml:7: peers[0]: unknown key \"addres\""},
+    {HEAD "peers:\n- name: Hostb\n  address: 192.0.2.2:7700\n",
+     "u.yaml:6: peers[0].name: \"Hostb\" is not a name (a-z, 0-9 and -, 63 at most)"},
+    {HEAD "peers:\n- name: hosta\n  address: 192.0.2.2:7700\n",
+     "u.yaml:6: peers[0].name: this is the host itself, not a peer"},
+    {HEAD "peers:\n- {name: b, address: '1.1.1.1:1'}\n- {name: b, address: '1.1.1.2:1'}\n",
+     "u.yaml:7: peers[1].name: peer b is given twice"},
+    {HEAD "timeouts: {heartbeat_ms: 40}\n",
+     "u.yaml:5: timeouts.standby_ms: 100 ms is less than three heartbeats of 40 ms"},
+    {HEAD "timeouts:\n  primary_ms: 100\n",
+     "u.yaml:6: timeouts.primary_ms: 100 ms must be more than standby_ms (100 ms): where only the "
+     "link breaks, the primary has to be the first to ask the arbiter"},
+    {HEAD "peers: ["
+          "{name: a, address: '1.1.1.1:1'}, {name: b, address: '1.1.1.1:1'},"
+          "{name: c, address: '1.1.1.1:1'}, {name: d, address: '1.1.1.1:1'},"
+          "{name: e, address: '1.1.1.1:1'}, {name: f, address: '1.1.1.1:1'},"
+          "{name: g, address: '1.1.1.1:1'}, {name: h, address: '1.1.1.1:1'},"
+          "{name: i, address: '1.1.1.1:1'}, {name: j, address: '1.1.1.1:1'},"
+          "{name: k, address: '1.1.1.1:1'}, {name: l, address: '1.1.1.1:1'},"
+          "{name: m, address: '1.1.1.1:1'}, {name: n, address: '1.1.1.1:1'},"
+          "{name: o, address: '1.1.1.1:1'}, {name: p, address: '1.1.1.1:1'},"
+          "{name: q, address: '1.1.1.1:1'}]\n",
+     "u.yaml:5: peers: more than 16 entries"},
+};
+
+static void test_mistakes(void **state)
+{
+    for (size_t i = 0; i < N_OF(mistakes); i++) {
+        struct host_config c;
+        struct err err = {""};
+
+        assert_int_equal(parse(mistakes[i].text, &c, &err), -EINVAL);
+        assert_string_equal(err.text, mistakes[i].error);
+    }
+}
+
+static void test_addresses(void **state)
+{
+    static const char *const bad[] = {
+        "7700",      "192.0.2.1",       "192.0.2.1:",     ":7700",         "192.0.2.1:0",
+        "a.b:7700",  "192.0.2.1:99999", "192.0.2.1:77a",  "2001:db8::1:7", "[192.0.2.1]:7700",
+        "[::1:7700", "::1]:7700",       "192.0.2.1:-700", "[]:7700",
+    };
+
+    for (size_t i = 0; i < N_OF(bad); i++) {
+        struct host_config c;
+        struct err err = {""};
+        char text[256], expected[256];
+
+        (void)snprintf(text, sizeof(text), "name: a\nlisten: '%s'\narbiter: {witness: x}\n",
+                       bad[i]);
+        (void)snprintf(expected, sizeof(expected),
+                       "u.yaml:2: listen: \"%s\" is not IP:PORT (as 192.0.2.1:7700 or "
+                       "[2001:db8::1]:7700)",
+                       bad[i]);
+        assert_int_equal(parse(text, &c, &err), -EINVAL);
+        assert_string_equal(err.text, expected);
+    }
+}
+
+static void test_files(void **state)
+{
+    char path[] = "/tmp/config_parse.XXXXXX";
+    int fd = mkstemp(path);
+    struct host_config c;
+    struct err err = {""};
+
+    assert_true(fd >= 0);
+    assert_int_equal(write(fd, HEAD, strlen(HEAD)), strlen(HEAD));
+    assert_int_equal(host_config_load(path, &c, &err), 0);
+    assert_string_equal(c.name, "hosta");
+    assert_int_equal(ftruncate(fd, YAML_TEXT_MAX + 1), 0);
+    assert_int_equal(host_config_load(path, &c, &err), -EFBIG);
+    close(fd);
+    unlink(path);
+    assert_int_equal(host_config_load(path, &c, &err), -ENOENT);
+    assert_int_equal(host_config_load("/tmp", &c, &err), -EINVAL);
+    assert_string_equal(err.text, "/tmp: not a regular file");
+}
+
+static void test_which_file(void **state)
+{
+    unsetenv("UNDERSTUDY_CONFIG");
+    assert_string_equal(host_config_path(NULL), HOST_CONFIG_DEFAULT_PATH);
+    setenv("UNDERSTUDY_CONFIG", "/x.yaml", 1);
+    assert_string_equal(host_config_path(NULL), "/x.yaml");
+    assert_string_equal(host_config_path("/y.yaml"), "/y.yaml");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_defaults), cmocka_unit_test(test_everything),
+        cmocka_unit_test(test_mistakes), cmocka_unit_test(test_addresses),
+        cmocka_unit_test(test_files),    cmocka_unit_test(test_which_file),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

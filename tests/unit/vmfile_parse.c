@@ -1,0 +1,215 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "host/vmfile.h"
+#include "io/vm_json.h"
+#include "unit.h"
+
+#define HEAD "name: web\nmemory: 256M\nkernel: /boot/vmlinuz\n"
+
+static int parse(const char *text, struct vm_spec *spec, struct err *err)
+{
+    return vmfile_parse(text, strlen(text), "/etc/web.yaml", spec, err);
+}
+
+static void test_defaults(void **state)
+{
+    struct vm_spec s;
+    struct err err = {""};
+
+    assert_int_equal(parse(HEAD, &s, &err), 0);
+    assert_string_equal(s.name, "web");
+    assert_int_equal(s.memory_bytes, 256 << 20);
+    assert_int_equal(s.cpus, 1);
+    assert_string_equal(s.machine, "");
+    assert_string_equal(s.cpu_model, "qemu64");
+    assert_string_equal(s.accel, "");
+    assert_int_equal(s.n_nics, 0);
+    assert_string_equal(s.protect.standby, "");
+    assert_int_equal(s.protect.interval_min_ns, 5000000);
+    assert_int_equal(s.protect.interval_max_ns, 500000000);
+    assert_int_equal(s.protect.output, VM_OUTPUT_HOLD);
+}
+
+static void test_everything(void **state)
+{
+    struct vm_spec s;
+    struct err err = {""};
+
+    assert_int_equal(parse("name: web\n"
+                           "memory: 2G\n"
+                           "cpus: 2\n"
+                           "machine: pc-i440fx-7.2\n"
+                           "cpu: qemu64,-cx16\n"
+                           "kernel: vmlinuz\n"
+                           "initrd: ./initrd\n"
+                           "append: console=ttyS0 quiet\n"
+                           "nics:\n"
+                           "  - mac: 52:54:00:AB:cd:01\n"
+                           "    bridge: br0\n"
+                           "  - bridge: br1\n"
+                           "qemu_args: [-device, virtio-rng-pci, '']\n"
+                           "protect:\n"
+                           "  standby: hostb\n"
+                           "  interval: {min: 2500us, max: 1s}\n"
+                           "  output: hold\n",
+                           &s, &err),
+                     0);
+    assert_int_equal(s.memory_bytes, UINT64_C(2) << 30);
+    assert_int_equal(s.cpus, 2);
+    assert_string_equal(s.machine, "pc-i440fx-7.2");
+    assert_string_equal(s.kernel, "/etc/vmlinuz");
+    assert_string_equal(s.initrd, "/etc/./initrd");
+    assert_int_equal(s.n_nics, 2);
+    assert_int_equal(s.nics[0].mac[3], 0xab);
+    assert_string_equal(s.nics[1].bridge, "br1");
+    assert_int_equal(s.n_qemu_args, 3);
+    assert_string_equal(s.qemu_args[1], "virtio-rng-pci");
+    assert_string_equal(s.protect.standby, "hostb");
+    assert_int_equal(s.protect.interval_min_ns, 2500000);
+    assert_int_equal(s.protect.interval_max_ns, 1000000000);
+}
+
+/* The addresses are part of what a guest remembers: they must never change. */
+static void test_derived_mac(void **state)
+{
+    struct vm_spec s;
+    struct err err = {""};
+    char text[18];
+
+    assert_int_equal(parse(HEAD "nics: [{bridge: br0}, {bridge: br0}]\n", &s, &err), 0);
+    mac_format(s.nics[0].mac, text);
+    assert_string_equal(text, "52:54:00:8a:23:d1");
+    mac_format(s.nics[1].mac, text);
+    assert_string_equal(text, "52:54:00:d3:a0:7a");
+}
+
+static const struct {
+    const char *text, *error;
+} mistakes[] = {
+    {"memory: 1G\n", "/etc/web.yaml:1: \"name\" is missing"},
+    {"name: Web\nmemory: 256M\nkernel: /k\n",
+     "/etc/web.yaml:1: name: \"Web\" is not a name (a-z, 0-9 and -, 63 at most)"},
+    {HEAD "disks:\n  - /a.img\n",
+     "/etc/web.yaml:4: disks are not replicated yet; a VM with a disk is refused until they are"},
+    {HEAD "disks:\n", "/etc/web.yaml:4: disks are not replicated yet; a VM with a disk is refused "
+                      "until they are"},
+    {HEAD "\nmemroy: 1G\n", "/etc/web.yaml:5: unknown key \"memroy\""},
+    {HEAD "nics:\n- macc: x\n  bridge: br0\n", "/etc/web.yaml:5: nics[0]: unknown key \"macc\""},
+    {HEAD "nics:\n- bridge: br0\n- mac: 52:54:00:00:00:01\n",
+     "/etc/web.yaml:6: nics[1]: \"bridge\" is missing"},
+    {HEAD "nics:\n- bridge: br0\n  mac: 52:54:00:00:00\n",
+     "/etc/web.yaml:6: nics[0].mac: \"52:54:00:00:00\" is not a MAC address such as "
+     "52:54:00:12:34:56"},
+    {HEAD "nics:\n- bridge: br0\n  mac: 53:54:00:00:00:01\n",
+     "/etc/web.yaml:6: nics[0].mac: a multicast address; the first byte must be even"},
+    {HEAD "nics:\n- bridge: br0\n  mac: 00:00:00:00:00:00\n",
+     "/etc/web.yaml:6: nics[0].mac: all zero"},
+    {HEAD "nics:\n- {bridge: br0, mac: 52:54:00:00:00:01}\n- {bridge: br0, mac: 52:54:00:00:00:01}"
+          "\n",
+     "/etc/web.yaml:6: nics[1].mac: the same as that of nics[0]"},
+    {HEAD "nics:\n- bridge: ../br0\n",
+     "/etc/web.yaml:5: nics[0].bridge: \"../br0\" is not the name of a bridge"},
+    {HEAD "nics:\n- bridge: a-very-long-name\n",
+     "/etc/web.yaml:5: nics[0].bridge: longer than 15 characters"},
+    {"name: web\nkernel: /k\nmemory: 256\n",
+     "/etc/web.yaml:3: memory: \"256\" is not a size such as 256M or 2G"},
+    {"name: web\nkernel: /k\nmemory: 1.5G\n",
+     "/etc/web.yaml:3: memory: \"1.5G\" is not a size such as 256M or 2G"},
+    {"name: web\nkernel: /k\nmemory: -256M\n",
+     "/etc/web.yaml:3: memory: \"-256M\" is not a size such as 256M or 2G"},
+    {"name: web\nkernel: /k\nmemory: 18446744073709551615G\n",
+     "/etc/web.yaml:3: memory: \"18446744073709551615G\" is not a size such as 256M or 2G"},
+    {"name: web\nkernel: /k\nmemory: 99999999999999999999M\n",
+     "/etc/web.yaml:3: memory: \"99999999999999999999M\" is not a size such as 256M or 2G"},
+    {"name: web\nkernel: /k\nmemory: 8M\n",
+     "/etc/web.yaml:3: memory: not a whole number of MiB from 16M to 1024G"},
+    {HEAD "cpus: 0\n", "/etc/web.yaml:4: cpus: 0 is not in 1 to 64"},
+    {HEAD "cpus: two\n", "/etc/web.yaml:4: cpus: not a number in range"},
+    {HEAD "machine: pc,dumpdtb=/x\n",
+     "/etc/web.yaml:4: machine: \"pc,dumpdtb=/x\" is not a machine type"},
+    {HEAD "cpu: 'a b'\n", "/etc/web.yaml:4: cpu: \"a b\" is not a CPU model"},
+    {HEAD "firmware: /f\n", "/etc/web.yaml:4: firmware: give a kernel or a firmware, not both"},
+    {"name: web\nmemory: 64M\n", "/etc/web.yaml:1: nothing to boot: give a kernel or a firmware"},
+    {"name: web\nmemory: 64M\nfirmware: /f\ninitrd: /i\n",
+     "/etc/web.yaml:4: initrd: needs a kernel"},
+    {"name: web\nmemory: 64M\nfirmware: /f\nappend: x\n",
+     "/etc/web.yaml:4: append: needs a kernel"},
+    {HEAD "append: \"a\\nb\"\n", "/etc/web.yaml:4: append: has a control character"},
+    {HEAD "qemu_args: -x\n", "/etc/web.yaml:4: qemu_args: a list belongs here"},
+    {HEAD "protect:\n  interval: {min: 5ms}\n", "/etc/web.yaml:4: protect: \"standby\" is missing"},
+    {HEAD "protect:\n  standby: hostb\n  interval: 5ms\n",
+     "/etc/web.yaml:6: protect.interval: keys with values belong here (key: value)"},
+    {HEAD "protect:\n  standby: hostb\n  interval:\n    min: 5\n",
+     "/etc/web.yaml:7: protect.interval.min: \"5\" is not a time such as 5ms or 1s"},
+    {HEAD "protect:\n  standby: hostb\n  interval:\n    max: 4ms\n",
+     "/etc/web.yaml:6: protect.interval.min: longer than the longest interval"},
+    {HEAD "protect:\n  standby: hostb\n  interval:\n    max: 60s\n",
+     "/etc/web.yaml:7: protect.interval.max: not within 1ms to 10s"},
+    {HEAD "protect:\n  standby: Hostb\n",
+     "/etc/web.yaml:5: protect.standby: \"Hostb\" is not the name of a host"},
+    {HEAD "protect:\n  standby: hostb\n  output: drop\n",
+     "/etc/web.yaml:6: protect.output: \"drop\" is not supported; only hold is"},
+};
+
+static void test_mistakes(void **state)
+{
+    for (size_t i = 0; i < N_OF(mistakes); i++) {
+        struct vm_spec s;
+        struct err err = {""};
+
+        assert_int_equal(parse(mistakes[i].text, &s, &err), -EINVAL);
+        assert_string_equal(err.text, mistakes[i].error);
+    }
+}
+
+static void write_file(const char *path, const char *text)
+{
+    FILE *f = fopen(path, "w");
+
+    assert_non_null(f);
+    assert_true(fputs(text, f) >= 0);
+    assert_int_equal(fclose(f), 0);
+}
+
+static void test_files(void **state)
+{
+    char dir[] = "/tmp/vmfile_parse.XXXXXX";
+    struct vm_spec s;
+    struct err err = {""};
+
+    assert_non_null(mkdtemp(dir));
+    assert_int_equal(chdir(dir), 0);
+    write_file("web.yaml", "name: web\nmemory: 64M\nkernel: k\ninitrd: sub\n");
+    assert_int_equal(vmfile_load("web.yaml", &s, &err), -EINVAL);
+    assert_non_null(strstr(err.text, "web.yaml:3: kernel: /tmp/vmfile_parse."));
+    assert_non_null(strstr(err.text, "/k: No such file or directory"));
+    write_file("k", "");
+    write_file("sub", "");
+    assert_int_equal(vmfile_load("web.yaml", &s, &err), 0);
+    assert_int_equal(strncmp(s.kernel, dir, strlen(dir)), 0);
+    assert_string_equal(s.kernel + strlen(dir), "/k");
+    assert_int_equal(vmfile_load("none.yaml", &s, &err), -ENOENT);
+    assert_string_equal(err.text, "none.yaml: No such file or directory");
+    unlink("k");
+    unlink("sub");
+    unlink("web.yaml");
+    assert_int_equal(chdir("/"), 0);
+    assert_int_equal(rmdir(dir), 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_defaults),    cmocka_unit_test(test_everything),
+        cmocka_unit_test(test_derived_mac), cmocka_unit_test(test_mistakes),
+        cmocka_unit_test(test_files),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
