@@ -1,0 +1,212 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "guard/body.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include "base/cleanup.h"
+
+/* The driver's callbacks go to whatever role is in charge now. */
+
+static void on_checkpoint(void *user, const struct hyp_state *state, const struct hyp_timing *timing)
+{
+    struct body *b = user;
+
+    b->callbacks->on_checkpoint(b->user, state, timing);
+}
+
+static void on_running(void *user)
+{
+    struct body *b = user;
+
+    b->callbacks->on_running(b->user);
+}
+
+static void on_failure(void *user, const char *why, bool running)
+{
+    struct body *b = user;
+
+    b->callbacks->on_failure(b->user, why, running);
+}
+
+static void on_exit_(void *user, enum hyp_exit how, const char *detail)
+{
+    struct body *b = user;
+
+    b->callbacks->on_exit(b->user, how, detail);
+}
+
+static const struct hyp_callbacks forwarders = {
+    .on_checkpoint = on_checkpoint,
+    .on_running = on_running,
+    .on_failure = on_failure,
+    .on_exit = on_exit_,
+};
+
+static int open_lock(struct body *b, const char *dir, struct err *err)
+{
+    char path[VM_PATH_MAX + 80];
+    CLEANUP_FD int fd = -1;
+    struct stat st;
+
+    (void)snprintf(path, sizeof(path), "%s/%s.lock", dir, b->spec.name);
+    fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return err_sys(err, -errno, "%s", path);
+    /* A file without a name was given up by its last holder just now: its lock means nothing. */
+    if (flock(fd, LOCK_EX | LOCK_NB) < 0 || fstat(fd, &st) < 0 || st.st_nlink == 0)
+        return err_set(err, -EBUSY, "another process of this host runs or backs it already");
+    b->lock_fd = take_fd(&fd);
+    return 0;
+}
+
+static int make_dir(const char *path, struct err *err)
+{
+    if (mkdir(path, 0700) < 0 && errno != EEXIST)
+        return err_sys(err, -errno, "%s", path);
+    return 0;
+}
+
+static int open_ram(struct body *b, struct err *err)
+{
+    int r = make_dir(b->config->memory_dir, err);
+
+    if (r < 0)
+        return r;
+    (void)snprintf(b->ram_path, sizeof(b->ram_path), "%s/%s.ram", b->config->memory_dir,
+                   b->spec.name);
+    (void)unlink(b->ram_path); /* a leftover: we hold the lock */
+    b->ram_fd = open(b->ram_path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (b->ram_fd < 0)
+        return err_sys(err, -errno, "%s", b->ram_path);
+    if (ftruncate(b->ram_fd, (off_t)b->spec.memory_bytes) < 0)
+        return err_sys(err, -errno, "%s", b->ram_path);
+    b->ram = mmap(NULL, b->spec.memory_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, b->ram_fd, 0);
+    if (b->ram == MAP_FAILED) {
+        b->ram = NULL;
+        return err_sys(err, -errno, "%s: mmap", b->ram_path);
+    }
+    b->n_pages = b->spec.memory_bytes / VM_PAGE_BYTES;
+    return 0;
+}
+
+/* One end of a NIC's datagram path: DIR/VM.nicN.WHICH. */
+static int socket_path(const struct body *b, const char *dir, uint32_t nic, const char *which,
+                       char ret_path[static 108], struct err *err)
+{
+    int n = snprintf(ret_path, 108, "%s/%s.nic%u.%s", dir, b->spec.name, nic, which);
+
+    if (n < 0 || n >= 108)
+        return err_set(err, -ENAMETOOLONG, "%s: too long for a socket's path, use a shorter run_dir",
+                       dir);
+    return 0;
+}
+
+static int open_ports(struct body *b, const char *dir, struct hyp_nic_paths *paths, struct err *err)
+{
+    uint32_t i;
+    int r;
+
+    for (i = 0; i < b->spec.n_nics; i++) {
+        struct netport_config config = {
+            .vm = b->spec.name,
+            .nic = i,
+            .bridge = b->spec.nics[i].bridge,
+            .hyp_path = paths[i].hyp_path,
+            .guard_path = paths[i].guard_path,
+        };
+
+        if ((r = socket_path(b, dir, i, "hyp", paths[i].hyp_path, err)) < 0 ||
+            (r = socket_path(b, dir, i, "guard", paths[i].guard_path, err)) < 0)
+            return r;
+        memcpy(config.mac, b->spec.nics[i].mac, sizeof(config.mac));
+        r = netport_open(&config, &b->ports[i], err);
+        if (r < 0) {
+            err_prefix(err, "nics[%u]", i);
+            return r;
+        }
+    }
+    return 0;
+}
+
+static int body_start(struct body *b, bool incoming, struct err *err)
+{
+    struct hyp_nic_paths paths[VM_NICS_MAX];
+    char dir[VM_PATH_MAX + 8];
+    struct hyp_launch launch = {
+        .spec = &b->spec,
+        .run_dir = dir,
+        .ram_path = b->ram_path,
+        .emulator = b->config->emulator,
+        .nics = paths,
+        .incoming = incoming,
+        .event = b->event,
+        .callbacks = &forwarders,
+        .user = b,
+    };
+    int r;
+
+    (void)snprintf(dir, sizeof(dir), "%s/vms", b->config->run_dir);
+    if ((r = make_dir(b->config->run_dir, err)) < 0 || (r = make_dir(dir, err)) < 0 ||
+        (r = open_lock(b, dir, err)) < 0 || (r = open_ram(b, err)) < 0 ||
+        (r = open_ports(b, dir, paths, err)) < 0)
+        return r;
+    return b->ops->launch(&launch, &b->vm, err);
+}
+
+int body_open(const struct host_config *config, const struct vm_spec *spec,
+              const struct hyp_ops *ops, sd_event *event, bool incoming,
+              const struct hyp_callbacks *callbacks, void *user, struct body **ret_body,
+              struct err *err)
+{
+    struct body *b = calloc(1, sizeof(*b));
+    int r;
+
+    if (!b)
+        return err_sys(err, -ENOMEM, "%s", spec->name);
+    b->event = event;
+    b->config = config;
+    b->spec = *spec;
+    b->ops = ops;
+    b->ram_fd = b->lock_fd = -1;
+    b->callbacks = callbacks;
+    b->user = user;
+    r = body_start(b, incoming, err);
+    if (r < 0) {
+        body_close(b);
+        return r;
+    }
+    *ret_body = b;
+    return 0;
+}
+
+void body_close(struct body *b)
+{
+    uint32_t i;
+
+    if (!b)
+        return;
+    b->ops->close(b->vm);
+    for (i = 0; i < b->spec.n_nics; i++)
+        netport_close(b->ports[i]);
+    if (b->ram)
+        (void)munmap(b->ram, b->spec.memory_bytes);
+    if (b->ram_fd >= 0) {
+        close(b->ram_fd);
+        (void)unlink(b->ram_path);
+    }
+    if (b->lock_fd >= 0) {
+        char path[VM_PATH_MAX + 80];
+
+        /* Unlinked while it is locked, so that nobody locks a file that has no name. */
+        (void)snprintf(path, sizeof(path), "%s/vms/%s.lock", b->config->run_dir, b->spec.name);
+        (void)unlink(path);
+        close(b->lock_fd);
+    }
+    free(b);
+}

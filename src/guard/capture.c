@@ -1,0 +1,328 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "guard/internal.h"
+
+#include <assert.h>
+#include <string.h>
+
+#include "io/log.h"
+
+/* One epoch's cut: the VM is stopped, its device state comes out of the hypervisor, the dirty pages are
+ * copied to the staging memory, the VM goes on. Encoding and sending are the sender's business and
+ * cost no pause.
+ *
+ *   IDLE -> STOPPING -> COPYING -> RESUMING -> IDLE
+ *                '----> FROZEN ---^   (isolated and the gate is full: stands still until it can go on)
+ *
+ * When the staging memory is full the copy waits for the sender, with the VM stopped: that is how
+ * a guest that dirties faster than the link carries is throttled.
+ *
+ * Pages that were marked clean must reach the standby or be sent again. Each cut epoch's pages are
+ * therefore remembered until it is acknowledged; when the link breaks in between and resumes, they
+ * make up the carry of the next epoch, which so covers all the lost ones. An epoch that is being
+ * copied when that happens is among the lost ones, or, when the VM has gone solo, among the
+ * forgotten ones. */
+
+/* Appends a run, which fits, to a chunk. */
+static void copy_run(struct guard *g, struct stage_chunk *chunk, struct page_run run)
+{
+    uint64_t i;
+
+    assert(run.count <= STAGE_CHUNK_PAGES - chunk->n_pages);
+    memcpy(chunk->bytes + (size_t)chunk->n_pages * STAGE_PAGE_BYTES,
+           g->body->ram + run.first * VM_PAGE_BYTES, run.count * VM_PAGE_BYTES);
+    for (i = 0; i < run.count; i++)
+        chunk->number[chunk->n_pages++] = run.first + i;
+}
+
+/* The next piece of the carry that fits into `room` pages. False: the carry is done. */
+static bool carry_next(struct capture *c, uint64_t room, struct page_run *ret_run)
+{
+    const struct page_run *run;
+
+    if (c->carry_run == c->carry.n)
+        return false;
+    run = &c->carry.runs[c->carry_run];
+    ret_run->first = run->first + c->carry_page;
+    ret_run->count = run->count - c->carry_page;
+    if (ret_run->count > room) {
+        ret_run->count = room;
+        c->carry_page += room;
+    } else {
+        c->carry_run++;
+        c->carry_page = 0;
+    }
+    return true;
+}
+
+/* Pages were marked clean that are neither on their way nor remembered: this epoch must never be
+ * completed, and this session never resumed. */
+static void torn(struct guard *g, const char *why)
+{
+    g->capture.torn = true;
+    g->link.poisoned = true;
+    link_broken(g, why);
+}
+
+/* Fills one chunk from the carry and the dirty pages. False when everything is copied. */
+static bool fill_chunk(struct guard *g, struct stage_chunk *chunk)
+{
+    struct capture *c = &g->capture;
+    struct page_run runs[RUNS_PER_TAKE];
+    size_t n, i;
+
+    while (chunk->n_pages < STAGE_CHUNK_PAGES) {
+        uint64_t room = STAGE_CHUNK_PAGES - chunk->n_pages;
+
+        if (carry_next(c, room, &runs[0])) {
+            n = 1;
+        } else if (c->next_page >= g->body->n_pages) {
+            return false;
+        } else if (g->body->ops->dirty_take(g->body->vm, c->next_page, runs, RUNS_PER_TAKE, room,
+                                            &n, &c->next_page) < 0) {
+            torn(g, "the dirty pages cannot be read");
+            return false;
+        }
+        for (i = 0; i < n; i++) {
+            copy_run(g, chunk, runs[i]);
+            c->n_pages += runs[i].count;
+            if (run_list_add(&c->current, runs[i]) < 0)
+                torn(g, "out of memory for the list of dirty pages");
+        }
+    }
+    return true;
+}
+
+static void order_resume(struct guard *g)
+{
+    struct err err;
+
+    g->capture.phase = CAPTURE_RESUMING;
+    if (g->body->ops->resume(g->body->vm, &err) < 0)
+        log_error("resume: %s", err.text); /* the hypervisor's end will be reported */
+}
+
+/* All is copied: the epoch's pages are remembered until it is acknowledged. */
+static void remember(struct guard *g)
+{
+    struct capture *c = &g->capture;
+    struct in_flight *slot = &c->ring[c->n_in_flight];
+    struct run_list list;
+
+    c->carry.n = 0; /* copied with the rest */
+    if (c->fate == EPOCH_FORGOTTEN)
+        return;
+    if (c->fate == EPOCH_REBASED) {
+        list = c->carry;
+        c->carry = c->current;
+    } else {
+        list = slot->runs;
+        slot->epoch = c->epoch;
+        slot->runs = c->current;
+        c->n_in_flight++;
+    }
+    list.n = 0;
+    c->current = list;
+}
+
+/* Copies what is dirty as far as the staging memory goes, then lets the VM run. */
+static void copy(struct guard *g)
+{
+    struct capture *c = &g->capture;
+    bool more = true;
+
+    while (more) {
+        struct stage_chunk *chunk = stage_pool_get(g->pool);
+
+        if (!chunk)
+            return; /* capture_continue() when the sender has given some back */
+        more = fill_chunk(g, chunk);
+        sender_chunk(g->sender, chunk);
+        if (c->phase != CAPTURE_COPYING)
+            return;
+    }
+    remember(g);
+    /* What the guest sent up to here was sent before this checkpoint: it covers it. */
+    output_take(g->output);
+    gate_cut(&g->gate, c->epoch);
+    order_resume(g);
+}
+
+/* The VM stands still and may be cut: numbers the epoch and starts to fill it. */
+static void open_epoch(struct guard *g, const struct hyp_state *state)
+{
+    struct capture *c = &g->capture;
+
+    c->phase = CAPTURE_COPYING;
+    c->epoch_open = true;
+    c->torn = false;
+    c->fate = EPOCH_IN_FLIGHT;
+    c->epoch = primary_cut(&g->core, &c->term);
+    c->next_page = c->carry_run = c->carry_page = c->n_pages = 0;
+    c->current.n = 0;
+    c->state = *state; /* its bytes stay until the next checkpoint */
+    if (sender_begin(g->sender, c->epoch, c->term) < 0)
+        torn(g, "the sender does not take the epoch");
+    copy(g);
+}
+
+static bool may_cut(const struct guard *g)
+{
+    return primary_may_cut(&g->core) && g->capture.n_in_flight < IN_FLIGHT_MAX;
+}
+
+static bool must_freeze(const struct guard *g)
+{
+    return g->core.state == PRIMARY_ISOLATED && output_full(g->output);
+}
+
+static void on_checkpoint(void *user, const struct hyp_state *state, const struct hyp_timing *timing)
+{
+    struct guard *g = user;
+    struct capture *c = &g->capture;
+
+    if (c->phase != CAPTURE_STOPPING)
+        return;
+    c->timing = *timing;
+    c->failures = 0;
+    if (may_cut(g)) {
+        open_epoch(g, state);
+    } else if (must_freeze(g)) {
+        log_warning("isolated, and the output gate is full: the VM is paused");
+        c->phase = CAPTURE_FROZEN;
+    } else {
+        order_resume(g);
+    }
+}
+
+static void on_running(void *user)
+{
+    struct guard *g = user;
+    struct capture *c = &g->capture;
+    uint64_t now = clock_now_ns();
+
+    if (c->phase != CAPTURE_RESUMING)
+        return;
+    c->phase = CAPTURE_IDLE;
+    if (!c->epoch_open)
+        return;
+    c->epoch_open = false;
+    c->dirty_pages = 0;
+    if (sender_state(g->sender, c->state.format, c->state.bytes, c->state.n_bytes) < 0)
+        torn(g, "the sender does not take the device state");
+    if (!c->torn)
+        sender_end(g->sender);
+    controller_cut(&g->controller, now);
+    stats_epoch(&g->stats, now, now - c->begun_ns - c->timing.stop_ns, c->n_pages);
+}
+
+static void on_failure(void *user, const char *why, bool running)
+{
+    struct guard *g = user;
+    struct capture *c = &g->capture;
+
+    log_warning("checkpoint failed: %s", why);
+    c->phase = CAPTURE_IDLE;
+    c->retry_at_ns = clock_now_ns() + 100 * NS_PER_MS;
+    if (!running) {
+        (void)snprintf(g->why_ended, sizeof(g->why_ended), "the VM does not go on: %s", why);
+        g->body->ops->kill(g->body->vm);
+    } else if (++c->failures >= CHECKPOINT_FAILURES_MAX) {
+        (void)snprintf(g->link.why, sizeof(g->link.why), "checkpoints fail: %s", why);
+        link_broken(g, g->link.why);
+    }
+}
+
+static void on_exit_(void *user, enum hyp_exit how, const char *detail)
+{
+    struct guard *g = user;
+
+    log_info("hypervisor: %s", detail);
+    if (!g->why_ended[0])
+        (void)snprintf(g->why_ended, sizeof(g->why_ended), "%s", detail);
+    g->capture.phase = CAPTURE_IDLE;
+    guard_simple_event(g, how == HYP_EXIT_GUEST_SHUTDOWN ? PEV_STOP : PEV_VM_DIED);
+}
+
+const struct hyp_callbacks capture_callbacks = {
+    .on_checkpoint = on_checkpoint,
+    .on_running = on_running,
+    .on_failure = on_failure,
+    .on_exit = on_exit_,
+};
+
+void capture_begin(struct guard *g)
+{
+    struct capture *c = &g->capture;
+    struct err err;
+
+    if (c->phase != CAPTURE_IDLE)
+        return;
+    c->begun_ns = clock_now_ns();
+    if (c->begun_ns < c->retry_at_ns)
+        return;
+    if (g->body->ops->checkpoint(g->body->vm, &err) < 0) {
+        c->retry_at_ns = c->begun_ns + 10 * NS_PER_MS; /* the last one is being cleared away */
+        log_debug("checkpoint: %s", err.text);
+        return;
+    }
+    c->phase = CAPTURE_STOPPING;
+}
+
+void capture_continue(struct guard *g)
+{
+    struct capture *c = &g->capture;
+
+    if (c->phase == CAPTURE_COPYING)
+        copy(g);
+    else if (c->phase == CAPTURE_FROZEN && !must_freeze(g))
+        order_resume(g);
+    else if (c->phase == CAPTURE_IDLE && must_freeze(g))
+        capture_begin(g);
+}
+
+void capture_committed(struct guard *g, uint64_t epoch)
+{
+    struct capture *c = &g->capture;
+    unsigned done = 0, i;
+    struct in_flight first;
+
+    while (done < c->n_in_flight && c->ring[done].epoch <= epoch)
+        done++;
+    /* Rotates, so that the lists' memory is used again. */
+    for (i = 0; done && i < done; i++) {
+        first = c->ring[0];
+        memmove(&c->ring[0], &c->ring[1], (IN_FLIGHT_MAX - 1) * sizeof(c->ring[0]));
+        c->ring[IN_FLIGHT_MAX - 1] = first;
+    }
+    c->n_in_flight -= done;
+}
+
+void capture_rebase(struct guard *g)
+{
+    struct capture *c = &g->capture;
+    unsigned i;
+
+    for (i = 0; i < c->n_in_flight; i++) {
+        if (run_list_append(&c->carry, &c->ring[i].runs) < 0)
+            torn(g, "out of memory for the list of dirty pages");
+    }
+    c->n_in_flight = 0;
+    c->fate = EPOCH_REBASED;
+}
+
+void capture_forget(struct guard *g)
+{
+    g->capture.n_in_flight = 0;
+    g->capture.carry.n = 0;
+    g->capture.fate = EPOCH_FORGOTTEN;
+}
+
+void capture_free(struct guard *g)
+{
+    unsigned i;
+
+    for (i = 0; i < IN_FLIGHT_MAX; i++)
+        run_list_free(&g->capture.ring[i].runs);
+    run_list_free(&g->capture.carry);
+    run_list_free(&g->capture.current);
+}

@@ -1,0 +1,394 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "guard/internal.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "io/log.h"
+
+enum {
+    ARBITER_TIMEOUT_MS = 1000,
+    ARBITER_RETRY_MS = 100,
+    RESUME_MS = 200,
+    REPROTECT_MS = 1000,
+    START_MS = 10000,
+};
+
+static void settle(struct guard *g);
+
+/* ---- actions ---- */
+
+static int on_finish(sd_event_source *source, void *user)
+{
+    struct guard *g = user;
+
+    if (g->stop_request)
+        control_reply(take_ptr(g->stop_request), NULL);
+    return sd_event_exit(g->event, g->core.state == PRIMARY_LOST ? GUARD_LOST : GUARD_STOPPED);
+}
+
+/* The end, from the loop: answers and files must not depend on who called. */
+static void finish(struct guard *g)
+{
+    if (!g->finish && sd_event_add_defer(g->event, &g->finish, on_finish, g) < 0)
+        (void)sd_event_exit(g->event, GUARD_LOST);
+}
+
+static void destroy_vm(struct guard *g)
+{
+    seed_stop(g);
+    output_drop(g->output);
+    if (g->body->vm)
+        g->body->ops->kill(g->body->vm);
+    if (g->core.state == PRIMARY_LOST)
+        status_write_ended(g, g->why_ended[0] ? g->why_ended : "another host has taken it over");
+    finish(g);
+}
+
+static void run_vm(struct guard *g)
+{
+    struct err err;
+
+    g->capture.phase = CAPTURE_RESUMING;
+    g->capture.epoch_open = false;
+    if (g->body->ops->resume(g->body->vm, &err) < 0) {
+        log_error("start: %s", err.text);
+        guard_simple_event(g, PEV_VM_DIED);
+    } else if (g->on_started) {
+        g->on_started(g->user, NULL);
+    }
+}
+
+static void trace(struct guard *g, const struct action *a)
+{
+    log_info("%s -> %s: %s (term %llu, epoch %llu)%s%s", a->u.trace.from, a->u.trace.to,
+             a->u.trace.why, (unsigned long long)g->core.record.term,
+             (unsigned long long)g->core.next_epoch - 1, g->link.why[0] ? ": " : "", g->link.why);
+    if (g->core.state == PRIMARY_PROTECTED)
+        g->stats.protected_since = (int64_t)time(NULL);
+    else
+        g->stats.protected_since = 0;
+}
+
+static void act(struct guard *g, struct action *a)
+{
+    switch (a->type) {
+    case ACT_ARB_ASK:
+        arbiter_client_ask(g->arbiter, a->u.ask.id, &a->u.ask.request);
+        break;
+    case ACT_LINK_DROP:
+        seed_stop(g);
+        link_drop(g, a->u.bye);
+        break;
+    case ACT_TRACE:
+        trace(g, a);
+        break;
+    case ACT_VM_RUN:
+        run_vm(g);
+        break;
+    case ACT_START_REFUSED:
+        if (g->on_started)
+            g->on_started(g->user, a->u.text);
+        finish(g);
+        break;
+    case ACT_VM_DESTROY:
+        destroy_vm(g);
+        break;
+    case ACT_LINK_CONNECT:
+        link_connect(g, a->u.resume);
+        break;
+    case ACT_SEED:
+        seed_begin(g);
+        break;
+    case ACT_REBASE:
+        capture_rebase(g);
+        break;
+    case ACT_GATE_HOLD:
+        g->gate.holding = true;
+        break;
+    case ACT_GATE_FLOW:
+        g->gate.holding = false;
+        capture_forget(g);
+        output_flush(g->output);
+        break;
+    case ACT_COMMITTED:
+        g->gate.committed = a->u.epoch;
+        capture_committed(g, a->u.epoch);
+        output_flush(g->output);
+        break;
+    default: /* the standby's */
+        break;
+    }
+}
+
+void guard_event(struct guard *g, const struct primary_event *ev)
+{
+    struct actions out = {.n = 0};
+    unsigned i;
+
+    primary_step(&g->core, ev, clock_now_ns(), &out);
+    for (i = 0; i < out.n; i++)
+        act(g, &out.a[i]);
+}
+
+void guard_simple_event(struct guard *g, enum primary_event_type type)
+{
+    struct primary_event ev = {.type = type};
+
+    guard_event(g, &ev);
+}
+
+/* ---- the loop ---- */
+
+static void controller_input(const struct guard *g, struct controller_input *ret_in)
+{
+    *ret_in = (struct controller_input){
+        .frames_wait = output_waits(g->output),
+        .in_flight = g->capture.n_in_flight,
+        .dirty_pages = g->capture.dirty_pages,
+    };
+}
+
+static void probe(struct guard *g, uint64_t now)
+{
+    uint64_t limit = 2 * g->controller.dirty_limit_pages;
+
+    if (g->body->ops->dirty_count(g->body->vm, limit, &g->capture.dirty_pages) < 0)
+        g->capture.dirty_pages = 0; /* the cut itself will report what is wrong */
+    controller_probed(&g->controller, now, clock_now_ns() - now);
+}
+
+/* Cuts an epoch when it is due. Returns when to come back for that. */
+static uint64_t cut_if_due(struct guard *g, uint64_t now)
+{
+    struct controller_input in;
+    uint64_t at, probe_at;
+
+    if (g->capture.phase != CAPTURE_IDLE || !primary_may_cut(&g->core) ||
+        g->capture.n_in_flight >= IN_FLIGHT_MAX)
+        return CORE_NEVER;
+    if (now < g->capture.retry_at_ns)
+        return g->capture.retry_at_ns;
+    if (now >= controller_probe_at(&g->controller))
+        probe(g, now);
+    controller_input(g, &in);
+    if (g->core.arm_epoch == 0 || controller_due(&g->controller, &in, now)) {
+        capture_begin(g);
+        return g->capture.retry_at_ns > now ? g->capture.retry_at_ns : CORE_NEVER;
+    }
+    at = controller_deadline(&g->controller, &in, now);
+    probe_at = controller_probe_at(&g->controller);
+    return at < probe_at ? at : probe_at;
+}
+
+/* After whatever happened: broken links, due timers, due cuts, and the next time to wake up. */
+static void settle(struct guard *g)
+{
+    uint64_t now, at, cut_at;
+
+    if (g->finish)
+        return;
+    if (g->link.failed) {
+        log_debug("link: %s", g->link.why);
+        link_drop(g, 0);
+        guard_simple_event(g, PEV_LINK_FAILED);
+    }
+    capture_continue(g);
+    now = clock_now_ns();
+    cut_at = cut_if_due(g, now);
+    at = primary_deadline(&g->core);
+    if (cut_at < at)
+        at = cut_at;
+    if (at == CORE_NEVER) {
+        (void)sd_event_source_set_enabled(g->timer, SD_EVENT_OFF);
+    } else {
+        (void)sd_event_source_set_time(g->timer, (at + 999) / 1000);
+        (void)sd_event_source_set_enabled(g->timer, SD_EVENT_ONESHOT);
+    }
+}
+
+static int on_timer(sd_event_source *source, uint64_t usec, void *user)
+{
+    struct guard *g = user;
+
+    if (clock_now_ns() >= primary_deadline(&g->core))
+        guard_simple_event(g, PEV_TIMER);
+    return 0;
+}
+
+static int on_post(sd_event_source *source, void *user)
+{
+    settle(user);
+    return 0;
+}
+
+static int on_sender(sd_event_source *source, int fd, uint32_t events, void *user)
+{
+    struct guard *g = user;
+    struct sender_report report;
+    uint64_t count;
+
+    (void)!read(fd, &count, sizeof(count)); /* only wakes us */
+    sender_report_get(g->sender, &report);
+    if (report.error && g->link.up)
+        link_broken(g, strerror(-report.error));
+    seed_continue(g);
+    return 0;
+}
+
+static void on_arbiter_answer(void *user, uint64_t id, uint8_t status,
+                              const struct arb_record *current, const char *why)
+{
+    struct guard *g = user;
+    struct primary_event ev = {.type = PEV_ARB_ANSWER};
+    bool was_silent = g->core.arbiter_silent;
+
+    ev.u.answer.id = id;
+    ev.u.answer.status = status;
+    ev.u.answer.current = *current;
+    guard_event(g, &ev);
+    if (g->core.arbiter_silent != was_silent)
+        log_warning("arbiter %s: %s", g->config->witness, g->core.arbiter_silent ? why : "answers again");
+}
+
+/* ---- life ---- */
+
+static void setup_timing(const struct host_config *config, struct core_timing *ret_timing)
+{
+    *ret_timing = (struct core_timing){
+        .peer_silent_ns = config->timeouts.standby_ms * NS_PER_MS,
+        .arb_retry_ns = ARBITER_RETRY_MS * NS_PER_MS,
+        .resume_ns = RESUME_MS * NS_PER_MS,
+        .reprotect_ns = REPROTECT_MS * NS_PER_MS,
+        .start_ns = START_MS * NS_PER_MS,
+    };
+}
+
+static int setup_loop(struct guard *g, struct err *err)
+{
+    int r;
+
+    g->sender_notify = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    r = g->sender_notify < 0 ? -errno : 0;
+    if (r >= 0)
+        r = sd_event_add_io(g->event, &g->sender_source, g->sender_notify, EPOLLIN, on_sender, g);
+    if (r >= 0)
+        r = sd_event_add_time(g->event, &g->timer, CLOCK_MONOTONIC, 0, 1, on_timer, g);
+    if (r >= 0)
+        r = sd_event_source_set_priority(g->timer, PRIORITY_TIMER);
+    if (r >= 0)
+        r = sd_event_add_post(g->event, &g->post, on_post, g);
+    return r < 0 ? err_sys(err, r, "event loop") : 0;
+}
+
+static int setup_pipeline(struct guard *g, struct err *err)
+{
+    int r;
+
+    g->pool = stage_pool_new((uint64_t)g->config->staging_mib << 20);
+    if (!g->pool)
+        return err_sys(err, -ENOMEM, "staging memory");
+    r = sender_new(g->pool, IN_FLIGHT_MAX + SEEDS_IN_FLIGHT, g->sender_notify, &g->sender);
+    if (r < 0)
+        return err_sys(err, r, "sender");
+    r = arbiter_client_new(g->event, g->config->witness, g->config->name, g->body->spec.name,
+                           ARBITER_TIMEOUT_MS * NS_PER_MS, on_arbiter_answer, g, &g->arbiter);
+    if (r < 0)
+        return err_sys(err, r, "arbiter %s", g->config->witness);
+    return output_new(g->body, &g->gate, &g->output, err);
+}
+
+static void setup_controller(struct guard *g)
+{
+    const struct vm_protect *protect = &g->body->spec.protect;
+    uint64_t staging = stage_pool_total_chunks(g->pool) * STAGE_CHUNK_PAGES;
+
+    g->controller = (struct controller){
+        .interval_min_ns = protect->interval_min_ns,
+        .interval_max_ns = protect->interval_max_ns,
+        .dirty_limit_pages = DIRTY_LIMIT_PAGES < staging / 4 ? DIRTY_LIMIT_PAGES : staging / 4,
+        .max_in_flight = IN_FLIGHT_NORMAL,
+    };
+}
+
+static void begin(struct guard *g, const struct guard_params *params)
+{
+    struct core_timing timing;
+    struct actions out = {.n = 0};
+    unsigned i;
+
+    setup_timing(g->config, &timing);
+    setup_controller(g);
+    g->stats.started_ns = clock_now_ns();
+    if (params->takeover) {
+        g->takeover = *params->takeover;
+        primary_init_takeover(&g->core, g->config->name, &timing, &g->takeover.record,
+                              g->takeover.epoch);
+        output_announce(g->output);
+    } else {
+        primary_init_start(&g->core, g->config->name, &timing, g->body->spec.protect.standby,
+                           params->seize, clock_now_ns(), &out);
+    }
+    gate_init(&g->gate, g->core.next_epoch);
+    for (i = 0; i < out.n; i++)
+        act(g, &out.a[i]);
+    arbiter_client_warm(g->arbiter);
+}
+
+int guard_new(const struct guard_params *params, struct guard **ret_guard, struct err *err)
+{
+    struct guard *g = calloc(1, sizeof(*g));
+    int r;
+
+    if (!g)
+        return err_sys(err, -ENOMEM, "guard");
+    g->event = params->event;
+    g->config = params->config;
+    g->body = params->body;
+    g->on_started = params->on_started;
+    g->user = params->user;
+    g->sender_notify = -1;
+    r = setup_loop(g, err);
+    if (r >= 0)
+        r = setup_pipeline(g, err);
+    if (r < 0) {
+        g->body = NULL; /* the caller's */
+        guard_free(g);
+        return r;
+    }
+    g->body->callbacks = &capture_callbacks;
+    g->body->user = g;
+    begin(g, params);
+    *ret_guard = g;
+    return 0;
+}
+
+void guard_free(struct guard *g)
+{
+    if (!g)
+        return;
+    if (g->stop_request)
+        control_fail(g->stop_request, "the guard ended");
+    if (g->sender)
+        link_drop(g, 0);
+    sd_event_source_disable_unref(g->seed.source);
+    sd_event_source_disable_unref(g->finish);
+    sd_event_source_disable_unref(g->post);
+    sd_event_source_disable_unref(g->timer);
+    sd_event_source_disable_unref(g->sender_source);
+    output_close(g->output);
+    arbiter_client_close(g->arbiter);
+    sender_close(g->sender);
+    if (g->pool)
+        stage_pool_close(g->pool);
+    if (g->sender_notify >= 0)
+        close(g->sender_notify);
+    capture_free(g);
+    body_close(g->body);
+    free(g);
+}

@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef US_GUARD_INTERNAL_H
+#define US_GUARD_INTERNAL_H
+
+/* The guard's parts; see guard.h for which file holds what. Private to src/guard. */
+
+#include "core/controller.h"
+#include "core/gate.h"
+#include "core/primary.h"
+#include "guard/guard.h"
+#include "guard/output.h"
+#include "guard/run_list.h"
+#include "guard/sender.h"
+#include "guard/stats.h"
+#include "io/arbiter_client.h"
+#include "io/channel.h"
+#include "io/clock.h"
+#include "io/stage.h"
+
+enum {
+    IN_FLIGHT_NORMAL = 8, /* epochs in flight before the interval stretches */
+    IN_FLIGHT_MAX = 16,   /* ... at all */
+    SEEDS_IN_FLIGHT = 4,  /* seeding epochs sent and not acknowledged */
+    DIRTY_LIMIT_PAGES = 8192,
+    RUNS_PER_TAKE = 512,
+    CHECKPOINT_FAILURES_MAX = 3, /* in a row, then the VM goes solo */
+};
+
+/* Event source priorities: the smaller, the sooner. Timers come after descriptors, so that a process
+ * that was stopped hears what came meanwhile before it judges silence. */
+enum { PRIORITY_LINK = -10, PRIORITY_TIMER = 10, PRIORITY_SEED = 100 };
+
+/* An epoch that was cut and is not acknowledged, with the pages that it carries: should the link
+ * break, they go into the first epoch after it. */
+struct in_flight {
+    uint64_t epoch;
+    struct run_list runs;
+};
+
+enum capture_phase {
+    CAPTURE_IDLE = 0, /* the VM runs */
+    CAPTURE_STOPPING, /* checkpoint ordered */
+    CAPTURE_FROZEN,   /* stopped and kept so: isolated, and the gate is full */
+    CAPTURE_COPYING,  /* stopped; dirty pages on their way to the staging memory */
+    CAPTURE_RESUMING, /* resume ordered */
+};
+
+/* What becomes of the epoch that is being copied. */
+enum epoch_fate {
+    EPOCH_IN_FLIGHT = 0,
+    EPOCH_REBASED,   /* the link broke under it and resumed: its pages go into the next one */
+    EPOCH_FORGOTTEN, /* the session is over */
+};
+
+struct capture {
+    enum capture_phase phase;
+    enum epoch_fate fate;
+    bool torn; /* the epoch must not be completed */
+    struct run_list current; /* the pages of the epoch that is being copied */
+    bool epoch_open;  /* RESUMING: an epoch was cut, to be closed when the VM runs */
+    uint64_t epoch, term;
+    uint64_t next_page; /* COPYING: where dirty_take goes on */
+    size_t carry_run;   /* COPYING: next run of carry to copy */
+    uint64_t carry_page;
+    uint64_t n_pages;   /* copied into this epoch */
+    struct run_list carry; /* pages of epochs that were lost with the link */
+    struct in_flight ring[IN_FLIGHT_MAX]; /* oldest first */
+    unsigned n_in_flight;
+    uint64_t begun_ns;
+    struct hyp_timing timing;
+    struct hyp_state state;        /* of the epoch that is being cut */
+    uint64_t retry_at_ns;          /* after a failed checkpoint */
+    unsigned failures;             /* in a row */
+    uint64_t dirty_pages;          /* at the last look */
+};
+
+struct seed {
+    bool active;
+    unsigned round;      /* 0: all pages; later ones: what was written meanwhile */
+    uint64_t next_page;
+    uint64_t extent_end; /* round 0: end of the present extent of the RAM file, in pages */
+    bool epoch_open;
+    uint64_t epoch_pages;
+    uint64_t last_epoch;
+    uint64_t done_pages, total_pages; /* of round 0, for people */
+    sd_event_source *source;
+};
+
+struct link {
+    struct channel *control;
+    struct channel *data; /* until its hellos are done; then the sender has the transport */
+    bool resume;
+    bool up;
+    bool poisoned; /* this session must not be resumed */
+    bool failed;   /* link_broken() was called: handled when the loop comes round */
+    uint8_t session[WIRE_SESSION_BYTES];
+    struct wire_ready ready;
+    uint64_t ready_epoch;
+    uint64_t heartbeat_seq;
+    sd_event_source *deadline;  /* while connecting */
+    sd_event_source *heartbeat; /* while up */
+    char why[256];              /* the last failure, for status */
+};
+
+struct guard {
+    sd_event *event;
+    const struct host_config *config;
+    struct body *body;
+    struct primary core;
+    struct gate gate;
+    struct controller controller;
+    struct output *output;
+    struct stage_pool *pool;
+    struct sender *sender;
+    int sender_notify; /* eventfd */
+    sd_event_source *sender_source;
+    struct arbiter_client *arbiter;
+    struct capture capture;
+    struct seed seed;
+    struct link link;
+    struct stats stats;
+    sd_event_source *timer, *post;
+    void (*on_started)(void *user, const char *refused);
+    void *user;
+    struct control_request *stop_request; /* answered at the end */
+    sd_event_source *finish;              /* deferred end */
+    struct takeover takeover; /* epoch 0: this host started the VM itself */
+    char why_ended[256];
+};
+
+/* guard.c */
+void guard_event(struct guard *g, const struct primary_event *ev);
+void guard_simple_event(struct guard *g, enum primary_event_type type);
+
+/* capture.c */
+extern const struct hyp_callbacks capture_callbacks;
+void capture_begin(struct guard *g);
+/* Goes on where it waited for staging memory, or thaws a frozen VM when that has become possible. */
+void capture_continue(struct guard *g);
+void capture_committed(struct guard *g, uint64_t epoch);
+/* The link resumed: what is unacknowledged goes into the next epoch. */
+void capture_rebase(struct guard *g);
+/* The link is gone for good: nothing is in flight any more. */
+void capture_forget(struct guard *g);
+void capture_free(struct guard *g);
+
+/* seed.c */
+void seed_begin(struct guard *g);
+void seed_stop(struct guard *g);
+/* Goes on after staging memory or acknowledgements came. */
+void seed_continue(struct guard *g);
+
+/* link.c */
+void link_connect(struct guard *g, bool resume);
+void link_drop(struct guard *g, uint16_t bye);
+/* Reports the link broken from anywhere: acted upon when the loop comes round. */
+void link_broken(struct guard *g, const char *why);
+
+/* status.c */
+json_t *status_json(const struct guard *g);
+void status_write_ended(const struct guard *g, const char *reason);
+
+#endif

@@ -1,0 +1,340 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <argp.h>
+#include <errno.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "guard/guard.h"
+#include "host/preflight.h"
+#include "io/log.h"
+#include "io/vm_json.h"
+#include "standby/standby.h"
+
+/* understudy-guard: the process of one VM on one host, started by understudyd. It begins as the
+ * VM's guard (primary) or as its standby; a standby that takes over goes on as the guard. */
+
+struct options {
+    const char *role; /* "primary" or "standby" */
+    const char *config_path;
+    const char *vm; /* primary: path of the record; standby: name */
+    int conn_fd, ready_fd;
+    bool seize;
+};
+
+struct process {
+    struct options options;
+    struct host_config config;
+    sd_event *event;
+    struct control_server *control;
+    struct guard *guard;
+    struct standby_shell *standby;
+    sd_event_source *switch_source; /* standby -> guard, from the loop */
+    struct takeover takeover;
+};
+
+static const struct hyp_ops *const hyp = &hyp_qemu;
+
+/* ---- the line that understudyd waits for ---- */
+
+/* Says once whether it works; the descriptor is closed by that. */
+static void say_ready(struct process *p, const char *error)
+{
+    json_t *line = error ? json_pack("{s:b, s:s}", "ok", 0, "error", error)
+                         : json_pack("{s:b}", "ok", 1);
+
+    if (p->options.ready_fd < 0) {
+        json_decref(line);
+        return;
+    }
+    if (line) {
+        (void)json_dumpfd(line, p->options.ready_fd, JSON_COMPACT); /* end of file says it too */
+        (void)!write(p->options.ready_fd, "\n", 1);
+    }
+    json_decref(line);
+    close(p->options.ready_fd);
+    p->options.ready_fd = -1;
+}
+
+static void on_started(void *user, const char *refused)
+{
+    say_ready(user, refused);
+}
+
+/* ---- roles ---- */
+
+static void on_request(void *user, struct control_request *req)
+{
+    struct process *p = user;
+
+    if (p->guard)
+        guard_request(p->guard, req);
+    else if (p->standby)
+        standby_request(p->standby, req);
+    else
+        control_fail(req, "not ready yet; try again");
+}
+
+static int serve_control(struct process *p, const char *vm, struct err *err)
+{
+    char path[VM_PATH_MAX + 80];
+
+    (void)snprintf(path, sizeof(path), "%s", p->config.run_dir);
+    if (mkdir(path, 0700) < 0 && errno != EEXIST)
+        return err_sys(err, -errno, "%s", path);
+    (void)snprintf(path, sizeof(path), "%s/vms", p->config.run_dir);
+    if (mkdir(path, 0700) < 0 && errno != EEXIST)
+        return err_sys(err, -errno, "%s", path);
+    (void)snprintf(path, sizeof(path), "%s/vms/%s.sock", p->config.run_dir, vm);
+    return control_server_new(p->event, path, on_request, p, &p->control, err);
+}
+
+static int load_record(const char *path, struct vm_spec *ret_spec, struct err *err)
+{
+    CLEANUP_FREE char *text = malloc(VM_JSON_MAX);
+    FILE *file = fopen(path, "re");
+    size_t n;
+    int r;
+
+    if (!file || !text) {
+        if (file)
+            fclose(file);
+        return err_sys(err, file ? -ENOMEM : -errno, "%s", path);
+    }
+    n = fread(text, 1, VM_JSON_MAX, file);
+    fclose(file);
+    r = vm_json_decode(text, n, ret_spec, err);
+    if (r < 0)
+        err_prefix(err, "%s", path);
+    return r;
+}
+
+/* The machine type is pinned now: what the record says from here on is what runs. */
+static int save_record(const char *path, const struct vm_spec *spec, struct err *err)
+{
+    char temporary[VM_PATH_MAX + 100];
+    json_t *json = vm_json_from_spec(spec);
+    int r = 0;
+
+    (void)snprintf(temporary, sizeof(temporary), "%s.new", path);
+    if (!json || json_dump_file(json, temporary, JSON_INDENT(2)) < 0 ||
+        rename(temporary, path) < 0)
+        r = err_sys(err, -errno ? -errno : -EIO, "%s", path);
+    json_decref(json);
+    return r;
+}
+
+static int run_preflight(struct vm_spec *spec, const struct host_config *config, struct err *err)
+{
+    return preflight_vm(spec, config, hyp, err);
+}
+
+static int run_preflight_standby(struct vm_spec *spec, const struct host_config *config,
+                                 struct err *err)
+{
+    return preflight_standby(spec, config, hyp, err);
+}
+
+static int start_primary(struct process *p, struct err *err)
+{
+    CLEANUP_FREE struct vm_spec *spec = malloc(sizeof(*spec));
+    struct guard_params params = {
+        .event = p->event,
+        .config = &p->config,
+        .seize = p->options.seize,
+        .on_started = on_started,
+        .user = p,
+    };
+    int r;
+
+    if (!spec)
+        return err_sys(err, -ENOMEM, "record");
+    r = load_record(p->options.vm, spec, err);
+    if (r < 0)
+        return r;
+    log_setup(p->config.name, spec->name);
+    r = run_preflight(spec, &p->config, err);
+    if (r >= 0)
+        r = save_record(p->options.vm, spec, err);
+    if (r >= 0)
+        r = serve_control(p, spec->name, err);
+    if (r >= 0)
+        r = body_open(&p->config, spec, hyp, p->event, false, NULL, NULL, &params.body, err);
+    if (r < 0)
+        return r;
+    r = guard_new(&params, &p->guard, err);
+    if (r < 0)
+        body_close(params.body);
+    return r;
+}
+
+/* The standby has become the owner of a running VM: the same process goes on as its guard. */
+static int on_switch(sd_event_source *source, void *user)
+{
+    struct process *p = user;
+    struct guard_params params = {
+        .event = p->event,
+        .config = &p->config,
+        .body = p->takeover.body,
+        .takeover = &p->takeover,
+    };
+    struct err err;
+
+    standby_free(take_ptr(p->standby));
+    if (guard_new(&params, &p->guard, &err) < 0) {
+        log_error("THE VM IS LOST: %s", err.text);
+        body_close(params.body);
+        return sd_event_exit(p->event, GUARD_LOST);
+    }
+    return 0;
+}
+
+static void on_takeover(void *user, const struct takeover *takeover)
+{
+    struct process *p = user;
+
+    p->takeover = *takeover;
+    if (sd_event_add_defer(p->event, &p->switch_source, on_switch, p) < 0) {
+        log_error("THE VM IS LOST: out of memory");
+        body_close(p->takeover.body);
+        (void)sd_event_exit(p->event, GUARD_LOST);
+        return;
+    }
+    (void)sd_event_source_set_priority(p->switch_source, SD_EVENT_PRIORITY_IMPORTANT);
+}
+
+static int start_standby(struct process *p, struct err *err)
+{
+    struct standby_params params = {
+        .event = p->event,
+        .config = &p->config,
+        .hyp = hyp,
+        .vm = p->options.vm,
+        .conn_fd = p->options.conn_fd,
+        .preflight = run_preflight_standby,
+        .on_takeover = on_takeover,
+        .user = p,
+    };
+    int r;
+
+    log_setup(p->config.name, p->options.vm);
+    r = serve_control(p, p->options.vm, err);
+    if (r >= 0)
+        r = standby_new(&params, &p->standby, err);
+    if (r >= 0)
+        say_ready(p, NULL);
+    return r;
+}
+
+/* ---- process ---- */
+
+static error_t parse_option(int key, char *arg, struct argp_state *state)
+{
+    struct options *o = state->input;
+
+    switch (key) {
+    case 'c':
+        o->config_path = arg;
+        return 0;
+    case 'v':
+        o->vm = arg;
+        return 0;
+    case 'f':
+        o->conn_fd = atoi(arg);
+        return 0;
+    case 'r':
+        o->ready_fd = atoi(arg);
+        return 0;
+    case 's':
+        o->seize = true;
+        return 0;
+    case ARGP_KEY_ARG:
+        if (o->role)
+            argp_usage(state);
+        o->role = arg;
+        return 0;
+    case ARGP_KEY_END:
+        if (!o->role || !o->vm || (strcmp(o->role, "primary") && strcmp(o->role, "standby")) ||
+            (strcmp(o->role, "standby") == 0 && o->conn_fd < 0))
+            argp_usage(state);
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+static const struct argp_option argp_options[] = {
+    {"config", 'c', "FILE", 0, "Configuration of this host", 0},
+    {"vm", 'v', "RECORD|NAME", 0, "primary: the VM's record; standby: its name", 0},
+    {"conn-fd", 'f', "FD", 0, "standby: the primary's connection", 0},
+    {"ready-fd", 'r', "FD", 0, "Where to say that it works", 0},
+    {"seize", 's', NULL, 0, "primary: take the VM from an owner that is gone for good", 0},
+    {0},
+};
+
+static const struct argp argp = {
+    .options = argp_options,
+    .parser = parse_option,
+    .args_doc = "primary|standby",
+    .doc = "The process of one VM on one host. Started by understudyd, not by people.",
+};
+
+const char *argp_program_version = "understudy-guard " US_VERSION;
+
+/* Heartbeats and cuts must not wait behind the guest for a core. Not inherited by the hypervisor. */
+static void raise_priority(void)
+{
+    struct sched_param param = {.sched_priority = 1};
+
+    if (sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &param) < 0)
+        log_info("no real-time priority: %s", strerror(errno));
+}
+
+static int run(struct process *p, struct err *err)
+{
+    sigset_t signals;
+    int r;
+
+    r = host_config_load(host_config_path(p->options.config_path), &p->config, err);
+    if (r < 0)
+        return r;
+    log_setup(p->config.name, "");
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGPIPE);
+    sigaddset(&signals, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &signals, NULL);
+    r = sd_event_new(&p->event);
+    if (r < 0)
+        return err_sys(err, r, "event loop");
+    r = strcmp(p->options.role, "primary") == 0 ? start_primary(p, err) : start_standby(p, err);
+    if (r < 0)
+        return r;
+    raise_priority();
+    return sd_event_loop(p->event);
+}
+
+int main(int argc, char **argv)
+{
+    struct process p = {.options = {.conn_fd = -1, .ready_fd = -1}};
+    struct err err = {.text = ""};
+    int r;
+
+    if (argp_parse(&argp, argc, argv, 0, NULL, &p.options))
+        return 2;
+    r = run(&p, &err);
+    if (r < 0) {
+        log_error("%s", err.text);
+        say_ready(&p, err.text);
+    }
+    standby_free(p.standby);
+    guard_free(p.guard);
+    control_server_close(p.control);
+    sd_event_source_disable_unref(p.switch_source);
+    sd_event_unref(p.event);
+    return r < 0 ? 1 : r;
+}

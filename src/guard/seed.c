@@ -1,0 +1,218 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "guard/internal.h"
+
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "io/log.h"
+
+/* Seeding: the first full copy, made while the VM runs. Round 0 sends every page that the RAM file
+ * holds (holes are zero on both sides), later rounds what was written meanwhile, until so little is
+ * left that a checkpoint's pause can take it. A page that is written while it is copied is dirty
+ * and comes again, so nothing torn survives. Seeding epochs carry no term: nobody can activate
+ * them.
+ *
+ * Works in small steps between the loop's other events, and stops when staging memory or
+ * acknowledgements run out. */
+
+enum {
+    EPOCH_PAGES = 4096,   /* pages per seeding epoch */
+    STEP_CHUNKS = 4,      /* chunks per step: about a millisecond */
+    ROUNDS_MAX = 8,       /* then the guest is simply fast */
+    LITTLE_PAGES = 1024,  /* dirty: seeding is done */
+};
+
+/* The next run of pages to copy, at most `room` long. False at the end of the round. */
+static bool next_run(struct guard *g, uint64_t room, struct page_run *ret_run)
+{
+    struct seed *s = &g->seed;
+    size_t n = 0;
+
+    if (s->round > 0) {
+        while (!n && s->next_page < g->body->n_pages) {
+            if (g->body->ops->dirty_take(g->body->vm, s->next_page, ret_run, 1, room, &n,
+                                         &s->next_page) < 0) {
+                link_broken(g, "the dirty pages cannot be read");
+                return false;
+            }
+        }
+        return n > 0;
+    }
+    if (s->next_page >= s->extent_end) {
+        off_t data = lseek(g->body->ram_fd, (off_t)(s->next_page * VM_PAGE_BYTES), SEEK_DATA);
+        off_t hole = data < 0 ? -1 : lseek(g->body->ram_fd, data, SEEK_HOLE);
+
+        if (hole < 0)
+            return false; /* nothing but a hole up to the end */
+        s->next_page = (uint64_t)data / VM_PAGE_BYTES;
+        s->extent_end = ((uint64_t)hole + VM_PAGE_BYTES - 1) / VM_PAGE_BYTES;
+    }
+    ret_run->first = s->next_page;
+    ret_run->count = s->extent_end - s->next_page;
+    if (ret_run->count > room)
+        ret_run->count = room;
+    s->next_page += ret_run->count;
+    s->done_pages = s->next_page;
+    return true;
+}
+
+/* Fills one chunk. False at the end of the round. */
+static bool fill(struct guard *g, struct stage_chunk *chunk)
+{
+    struct page_run run;
+    uint64_t i;
+
+    while (chunk->n_pages < STAGE_CHUNK_PAGES) {
+        if (!next_run(g, STAGE_CHUNK_PAGES - chunk->n_pages, &run))
+            return false;
+        memcpy(chunk->bytes + (size_t)chunk->n_pages * STAGE_PAGE_BYTES,
+               g->body->ram + run.first * VM_PAGE_BYTES, run.count * VM_PAGE_BYTES);
+        for (i = 0; i < run.count; i++)
+            chunk->number[chunk->n_pages++] = run.first + i;
+    }
+    return true;
+}
+
+static void end_epoch(struct guard *g)
+{
+    if (g->seed.epoch_open)
+        sender_end(g->sender);
+    g->seed.epoch_open = false;
+}
+
+/* All of the last round is acknowledged: another round, or done. */
+static void end_round(struct guard *g)
+{
+    struct seed *s = &g->seed;
+    uint64_t dirty = 0;
+
+    if (g->body->ops->dirty_count(g->body->vm, g->body->n_pages, &dirty) < 0) {
+        link_broken(g, "the dirty pages cannot be counted");
+        return;
+    }
+    if (dirty > LITTLE_PAGES && s->round < ROUNDS_MAX) {
+        s->round++;
+        s->next_page = 0;
+        return;
+    }
+    s->done_pages = s->total_pages;
+    seed_stop(g);
+    guard_simple_event(g, PEV_SEEDED);
+}
+
+/* Opens an epoch if none is open. False: not now. */
+static bool need_epoch(struct guard *g)
+{
+    struct seed *s = &g->seed;
+    uint64_t term;
+
+    if (s->epoch_open)
+        return true;
+    if (s->last_epoch - g->core.committed >= SEEDS_IN_FLIGHT)
+        return false;
+    s->last_epoch = primary_cut(&g->core, &term);
+    gate_cut(&g->gate, s->last_epoch);
+    s->epoch_open = true;
+    s->epoch_pages = 0;
+    if (sender_begin(g->sender, s->last_epoch, term) < 0)
+        link_broken(g, "the sender does not take the epoch");
+    return true;
+}
+
+/* One step. False: wait for staging memory or acknowledgements. */
+static bool step(struct guard *g)
+{
+    struct seed *s = &g->seed;
+    unsigned i;
+
+    if (s->next_page >= g->body->n_pages) {
+        end_epoch(g);
+        if (g->core.committed < s->last_epoch)
+            return false;
+        end_round(g);
+        return s->active;
+    }
+    for (i = 0; i < STEP_CHUNKS; i++) {
+        struct stage_chunk *chunk = need_epoch(g) ? stage_pool_get(g->pool) : NULL;
+
+        if (!chunk)
+            return false;
+        if (!fill(g, chunk))
+            s->next_page = g->body->n_pages;
+        s->epoch_pages += chunk->n_pages;
+        sender_chunk(g->sender, chunk);
+        if (s->epoch_pages >= EPOCH_PAGES || s->next_page >= g->body->n_pages) {
+            end_epoch(g);
+            return true;
+        }
+    }
+    return true;
+}
+
+static int on_step(sd_event_source *source, void *user)
+{
+    struct guard *g = user;
+
+    if (g->seed.active && !g->link.failed && step(g))
+        (void)sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
+    return 0;
+}
+
+void seed_continue(struct guard *g)
+{
+    if (g->seed.active)
+        (void)sd_event_source_set_enabled(g->seed.source, SD_EVENT_ONESHOT);
+}
+
+/* Forgets what is dirty: round 0 sends everything anyway. */
+static int forget_dirty(struct guard *g)
+{
+    struct page_run runs[RUNS_PER_TAKE];
+    uint64_t next = 0;
+    size_t n;
+    int r = 0;
+
+    while (r >= 0 && next < g->body->n_pages)
+        r = g->body->ops->dirty_take(g->body->vm, next, runs, RUNS_PER_TAKE, g->body->n_pages, &n,
+                                     &next);
+    return r;
+}
+
+void seed_begin(struct guard *g)
+{
+    struct seed *s = &g->seed;
+    struct err err;
+    int r;
+
+    r = g->body->ops->track(g->body->vm, &err);
+    if (r >= 0 && (r = forget_dirty(g)) < 0)
+        (void)err_sys(&err, r, "dirty pages");
+    if (r >= 0 && !s->source) {
+        r = sd_event_add_defer(g->event, &s->source, on_step, g);
+        if (r >= 0)
+            r = sd_event_source_set_priority(s->source, PRIORITY_SEED);
+        if (r < 0)
+            (void)err_sys(&err, r, "event loop");
+    }
+    if (r < 0) {
+        log_error("cannot seed: %s", err.text);
+        link_broken(g, err.text);
+        return;
+    }
+    s->active = true;
+    s->round = 0;
+    s->next_page = s->extent_end = s->done_pages = 0;
+    s->epoch_open = false;
+    s->last_epoch = g->core.committed;
+    s->total_pages = g->body->n_pages;
+    seed_continue(g);
+}
+
+void seed_stop(struct guard *g)
+{
+    end_epoch(g);
+    g->seed.active = false;
+    if (g->seed.source)
+        (void)sd_event_source_set_enabled(g->seed.source, SD_EVENT_OFF);
+}

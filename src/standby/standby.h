@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef US_STANDBY_STANDBY_H
+#define US_STANDBY_STANDBY_H
+
+#include <systemd/sd-event.h>
+
+#include "guard/takeover.h"
+#include "io/control.h"
+
+/* The standby: the process of a host that backs one VM. A shell around the state machine of
+ * src/core/standby.h, as the guard is one around the primary's. It keeps a hypervisor waiting on
+ * the RAM image that the receiver (receiver.h) fills; taking over means: win the arbiter's swap, give
+ * the hypervisor the newest device state, let it run, and become the VM's guard. */
+
+struct standby_shell;
+
+struct standby_params {
+    sd_event *event;                  /* borrowed */
+    const struct host_config *config; /* borrowed */
+    const struct hyp_ops *hyp;
+    const char *vm; /* copied */
+    int conn_fd;    /* the primary's control connection, nothing of it read; taken */
+    /* Checks that this host can run the VM, as at a start; fills in what is left open. */
+    int (*preflight)(struct vm_spec *spec, const struct host_config *config, struct err *err);
+    /* The VM runs here. Called once, from the loop, then the shell is to be freed; takeover->body is
+     * the callee's. */
+    void (*on_takeover)(void *user, const struct takeover *takeover);
+    void *user;
+};
+
+/* The loop ends with exit code 0 when the copy was discarded. */
+int standby_new(const struct standby_params *params, struct standby_shell **ret_shell,
+                struct err *err) US_MUST_CHECK;
+
+/* Handles a request of the VM's control socket (taken). */
+void standby_request(struct standby_shell *s, struct control_request *request);
+
+/* Frees everything; the VM too, unless it was taken over. NULL is allowed. */
+void standby_free(struct standby_shell *s);
+
+#endif
