@@ -120,6 +120,7 @@ static void act(struct guard *g, struct action *a)
         g->gate.committed = a->u.epoch;
         capture_committed(g, a->u.epoch);
         output_flush(g->output);
+        seed_continue(g);
         break;
     default: /* the standby's */
         break;
