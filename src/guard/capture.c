@@ -4,6 +4,7 @@
 #include <assert.h>
 #include <string.h>
 
+#include "base/fault.h"
 #include "io/log.h"
 
 /* One epoch's cut: the VM is stopped, its device state comes out of the hypervisor, the dirty pages are
@@ -185,6 +186,7 @@ static void on_checkpoint(void *user, const struct hyp_state *state, const struc
     c->timing = *timing;
     c->failures = 0;
     if (may_cut(g)) {
+        fault_point("guard.paused");
         open_epoch(g, state);
     } else if (must_freeze(g)) {
         log_warning("isolated, and the output gate is full: the VM is paused");

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/fault.h"
 #include "io/log.h"
 
 enum {
@@ -117,6 +118,7 @@ static void act(struct guard *g, struct action *a)
         output_flush(g->output);
         break;
     case ACT_COMMITTED:
+        fault_point("guard.acked");
         g->gate.committed = a->u.epoch;
         capture_committed(g, a->u.epoch);
         output_flush(g->output);

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/fault.h"
 #include "io/log.h"
 
 /* Seeding: the first full copy, made while the VM runs. Round 0 sends every page that the RAM file
@@ -133,6 +134,7 @@ static bool step(struct guard *g)
         end_round(g);
         return s->active;
     }
+    fault_point("guard.seeding");
     for (i = 0; i < STEP_CHUNKS; i++) {
         struct stage_chunk *chunk = need_epoch(g) ? stage_pool_get(g->pool) : NULL;
 

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/fault.h"
 #include "wire/msg.h"
 #include "wire/page.h"
 
@@ -185,6 +186,7 @@ static int do_step(struct sender *s, const struct step *step, uint64_t *wire_byt
     case STEP_BEGIN:
         return put_begin(s, step->job, wire_bytes);
     case STEP_CHUNK:
+        fault_point("guard.sending");
         return put_chunk(s, step->job, step->chunk, wire_bytes);
     case STEP_STATE:
         return put_state(s, step->job, wire_bytes);
@@ -240,6 +242,7 @@ static void finish_step(struct sender *s, const struct step *step, int rc, uint6
         s->report.raw_bytes += step->job->n_state;
     } else if (step->kind == STEP_END && rc == 0) {
         s->report.sent_epoch = step->job->epoch;
+        fault_point("guard.sent");
         s->first_job = (s->first_job + 1) % s->max_jobs;
         s->n_jobs--;
     }

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/fault.h"
 #include "io/log.h"
 
 /* The standby's side of a session (docs/protocol.md, "Session"). understudyd accepts the
@@ -42,8 +43,10 @@ void session_send_ack(struct standby_shell *s, uint64_t epoch, uint64_t term)
 {
     struct wire_msg msg = {.type = WIRE_ACK, .epoch = epoch, .u.ack.term = term};
 
+    fault_point("standby.staged");
     if (s->control)
         channel_send(s->control, &msg);
+    fault_point("standby.acked");
 }
 
 static int on_heartbeat(sd_event_source *source, uint64_t usec, void *user)

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+# A thin front for Meson: the targets that people type. `make help` lists them.
+
+BUILD ?= build
+JOBS ?= $(shell nproc)
+
+all: setup $(BUILD)/build.ninja ## build everything
+	@ninja -C $(BUILD) -j$(JOBS)
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 24
+
+setup: ## install what is needed from Debian's packages (root)
+	@tools/setup
+
+$(BUILD)/build.ninja:
+	@meson setup $(BUILD) >/dev/null
+
+guest: all
+	@tools/guest-image $(BUILD)/guest
+
+demo: guest ## show a VM surviving the death of its host, on this machine (root)
+	@tools/demo
+
+check: setup ## all tests (root); the last line is "N passed, N failed, N skipped"
+	@tools/check
+
+bench-basic: guest ## measure outage, activation, pause, latency and idle cost (root)
+	@bench/basic
+
+install: all ## install below DESTDIR
+	@meson install -C $(BUILD) --no-rebuild $(if $(DESTDIR),--destdir $(abspath $(DESTDIR)))
+
+clean: ## remove what was built
+	@rm -rf $(BUILD) bench/out
+
+.PHONY: all help setup guest demo check bench-basic install clean
