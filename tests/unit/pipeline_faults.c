@@ -1,0 +1,429 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <pthread.h>
+#include <stdlib.h>
+
+#include "pipeline_rig.h"
+
+/* The receiver against everything that a link or a peer can do to it: whatever happens, an epoch
+ * that is not whole and right never gets staged, and the image stays as it was. */
+
+struct stream {
+    uint8_t *bytes;
+    size_t n, room;
+};
+
+static void stream_add(struct stream *s, const void *bytes, size_t n)
+{
+    if (s->n + n > s->room) {
+        s->room = (s->n + n) * 2;
+        s->bytes = realloc(s->bytes, s->room);
+        assert_non_null(s->bytes);
+    }
+    memcpy(s->bytes + s->n, bytes, n);
+    s->n += n;
+}
+
+/* What the sender writes for one epoch. */
+static struct stream record_epoch(struct rig *rig, uint64_t epoch)
+{
+    struct stream s = {0};
+    struct sender_report report;
+    uint8_t buffer[65536];
+    int fd[2];
+
+    rig_socketpair(fd);
+    rig_attach_sender(rig, fd[0]);
+    assert_int_equal(rig_feed(rig, epoch), 0);
+    do { /* all that was written before the report is there to be read after it */
+        struct pollfd p[2] = {{.fd = fd[1], .events = POLLIN},
+                              {.fd = rig->send_event, .events = POLLIN}};
+        uint64_t count;
+        ssize_t n;
+
+        assert_true(poll(p, 2, RIG_WAIT_MS) > 0);
+        (void)!read(rig->send_event, &count, sizeof(count));
+        sender_report_get(rig->sender, &report);
+        while ((n = recv(fd[1], buffer, sizeof(buffer), MSG_DONTWAIT)) > 0)
+            stream_add(&s, buffer, (size_t)n);
+    } while (report.sent_epoch != epoch);
+    sender_detach(rig->sender);
+    close(fd[1]);
+    return s;
+}
+
+/* Gives the receiver n bytes, then the end of the stream; returns its error, or 0 when it has
+ * staged another epoch. `error` of the report must come with a text. */
+static int play(struct rig *rig, const uint8_t *bytes, size_t n)
+{
+    struct receiver_report before, after;
+    int fd[2];
+
+    receiver_report_get(rig->receiver, &before);
+    rig_socketpair(fd);
+    rig_attach_receiver(rig, fd[1]);
+    while (n) {
+        ssize_t done = send(fd[0], bytes, n, MSG_NOSIGNAL);
+
+        if (done < 0)
+            break; /* the receiver has seen enough */
+        bytes += done;
+        n -= (size_t)done;
+    }
+    close(fd[0]);
+    for (;;) {
+        receiver_report_get(rig->receiver, &after);
+        if (after.error || after.staged_epoch != before.staged_epoch)
+            break;
+        rig_wait(rig);
+    }
+    receiver_detach(rig->receiver);
+    assert_int_equal(stage_pool_free_chunks(rig->receive_pool) == RIG_RECEIVE_CHUNKS,
+                     after.error != 0);
+    assert_int_equal(after.error != 0, after.text[0] != '\0');
+    return after.error;
+}
+
+static void prepare(struct rig *rig, struct stream *ret_second)
+{
+    struct stream first;
+
+    rig_new(rig);
+    first = record_epoch(rig, 1);
+    *ret_second = record_epoch(rig, 2);
+    assert_int_equal(play(rig, first.bytes, first.n), 0);
+    rig_apply(rig);
+    rig_assert_applied(rig, 1);
+    free(first.bytes);
+}
+
+static void finish(struct rig *rig, struct stream *second)
+{
+    rig_assert_applied(rig, 1);
+    assert_int_equal(play(rig, second->bytes, second->n), 0);
+    rig_apply(rig);
+    rig_assert_applied(rig, 2);
+    free(second->bytes);
+    rig_free(rig);
+}
+
+/* Every byte near the start and the end, where the small messages are; every 7th between. */
+static size_t stride(size_t at, size_t n)
+{
+    return at < 200 || n - at < 200 ? 1 : 7;
+}
+
+static void cut_at_each_byte(void **state)
+{
+    struct stream second;
+    struct rig rig;
+
+    prepare(&rig, &second);
+    for (size_t at = 0; at < second.n; at += stride(at, second.n)) {
+        assert_int_equal(play(&rig, second.bytes, at), -ECONNRESET);
+        assert_true(memcmp(rig.image, rig.model, sizeof(rig.model)) == 0);
+    }
+    finish(&rig, &second);
+}
+
+static void damaged_at_each_byte(void **state)
+{
+    struct stream second;
+    struct rig rig;
+    uint64_t seed = 99;
+
+    prepare(&rig, &second);
+    for (size_t at = 0; at < second.n; at += stride(at, second.n)) {
+        uint8_t flip = (uint8_t)(1 << rig_random(&seed) % 8);
+        int rc;
+
+        second.bytes[at] ^= flip;
+        rc = play(&rig, second.bytes, second.n);
+        second.bytes[at] ^= flip;
+        if (rc != -EPROTO && rc != -ECONNRESET) /* a longer length waits for what does not come */
+            fail_msg("byte %zu: %d", at, rc);
+        assert_true(memcmp(rig.image, rig.model, sizeof(rig.model)) == 0);
+    }
+    finish(&rig, &second);
+}
+
+/* A link between a living sender and the receiver that turns one bit over. */
+struct proxy {
+    int from, to;
+    uint64_t flip_at; /* byte of the stream */
+};
+
+static void *proxy_thread(void *arg)
+{
+    struct proxy *proxy = arg;
+    uint8_t buffer[10000];
+    uint64_t at = 0;
+    ssize_t n;
+
+    while ((n = read(proxy->from, buffer, sizeof(buffer))) > 0) {
+        if (proxy->flip_at >= at && proxy->flip_at < at + (uint64_t)n)
+            buffer[proxy->flip_at - at] ^= 0x10;
+        at += (uint64_t)n;
+        if (send(proxy->to, buffer, (size_t)n, MSG_NOSIGNAL) != n)
+            break;
+    }
+    shutdown(proxy->to, SHUT_RDWR);
+    shutdown(proxy->from, SHUT_RDWR);
+    return NULL;
+}
+
+static void damaged_in_flight(void **state)
+{
+    struct receiver_report report;
+    uint64_t seed = 31, flips = 0;
+    struct rig rig;
+
+    rig_new(&rig);
+    for (int round = 0; round < 100; round++) {
+        struct proxy proxy = {.flip_at = rig_random(&seed) % 400000};
+        int left[2], right[2];
+        uint64_t next;
+        pthread_t thread;
+
+        rig_tcp_pair(left);
+        rig_socketpair(right);
+        proxy.from = left[1];
+        proxy.to = right[0];
+        assert_int_equal(pthread_create(&thread, NULL, proxy_thread, &proxy), 0);
+        rig_attach_sender(&rig, left[0]);
+        rig_attach_receiver(&rig, right[1]);
+        receiver_report_get(rig.receiver, &report);
+        next = report.staged_epoch + 1;
+        for (uint64_t last = next + 5; report.applied_epoch < last && !report.error;) {
+            while (next <= last && rig_feed(&rig, next) == 0)
+                next++;
+            receiver_report_get(rig.receiver, &report);
+            if (report.staged_epoch > report.applied_epoch) {
+                rig_apply(&rig);
+                rig_assert_applied(&rig, report.staged_epoch);
+            } else if (!report.error && report.applied_epoch < last) {
+                rig_wait(&rig);
+            }
+        }
+        flips += report.error == -EPROTO;
+        sender_detach(rig.sender);
+        receiver_detach(rig.receiver);
+        assert_int_equal(pthread_join(thread, NULL), 0);
+        close(left[1]);
+        close(right[0]);
+        receiver_report_get(rig.receiver, &report);
+        rig_assert_applied(&rig, report.applied_epoch);
+    }
+    assert_true(flips > 10);
+    rig_free(&rig);
+}
+
+/* Messages by hand, for what the sender never does. */
+
+static void add_msg(struct stream *s, const struct wire_msg *msg)
+{
+    static uint8_t out[WIRE_HEADER_BYTES + WIRE_PAYLOAD_MAX];
+    int64_t n = wire_msg_encode(msg, out, sizeof(out));
+
+    assert_true(n > 0);
+    stream_add(s, out, (size_t)n);
+}
+
+static void add_begin(struct stream *s, uint64_t epoch)
+{
+    add_msg(s, &(struct wire_msg){.type = WIRE_EPOCH_BEGIN, .epoch = epoch});
+}
+
+static void add_page(struct stream *s, uint64_t epoch, uint64_t number, struct epoch_digest *digest)
+{
+    static const uint8_t zero[WIRE_PAGE_BYTES];
+    static struct wire_msg msg;
+
+    msg.type = WIRE_PAGES;
+    msg.epoch = epoch;
+    msg.u.pages.n = 1;
+    msg.u.pages.page[0] = (struct wire_page){.number = number, .encoding = WIRE_ENC_ZERO};
+    epoch_digest_page(digest, number, zero);
+    add_msg(s, &msg);
+}
+
+static void add_state(struct stream *s, uint64_t epoch, const char *format, uint64_t total,
+                      uint64_t offset, uint32_t n, struct epoch_digest *digest)
+{
+    static const uint8_t bytes[100] = "the state of a device";
+    struct wire_msg msg = {.type = WIRE_STATE, .epoch = epoch};
+    struct wire_state *piece = &msg.u.state;
+
+    *piece = (struct wire_state){.total = total,
+                                 .offset = offset,
+                                 .n_raw = n,
+                                 .encoding = WIRE_ENC_RAW,
+                                 .n_bytes = n,
+                                 .bytes = bytes + offset};
+    memcpy(piece->format, format, strlen(format));
+    epoch_digest_state(digest, piece->bytes, n);
+    add_msg(s, &msg);
+}
+
+static void add_end(struct stream *s, uint64_t epoch, uint64_t n_pages, uint64_t n_state,
+                    const struct epoch_digest *digest)
+{
+    struct wire_msg msg = {.type = WIRE_EPOCH_END,
+                           .epoch = epoch,
+                           .u.epoch_end = {.n_pages = n_pages, .n_state_bytes = n_state}};
+
+    epoch_digest_get(digest, msg.u.epoch_end.digest);
+    add_msg(s, &msg);
+}
+
+/* One wrong thing per case, and what the receiver says; case 0 is right. */
+static const struct {
+    const char *what, *text;
+} wrong[] = {
+    {"nothing wrong", ""},
+    {"pages without a begin", "no epoch begins where one should"},
+    {"a begin inside of an epoch", "epoch 2: another epoch begins inside of it"},
+    {"a page of another epoch", "epoch 2: another epoch begins inside of it"},
+    {"a page that the VM does not have", "epoch 2: page 512 of a VM that has 512"},
+    {"a page after the state", "epoch 2: pages after the device state"},
+    {"a gap in the state", "epoch 2: pieces of device state that do not belong together"},
+    {"a piece of state twice", "epoch 2: pieces of device state that do not belong together"},
+    {"another format in the middle", "epoch 2: pieces of device state that do not belong together"},
+    {"another total in the middle", "epoch 2: pieces of device state that do not belong together"},
+    {"a state that ends early", "epoch 2: it is not whole"},
+    {"one page too many in the end's count", "epoch 2: it is not whole"},
+    {"another length of state in the end", "epoch 2: it is not whole"},
+    {"a wrong digest", "epoch 2: its digest is wrong"},
+    {"an epoch that is not new", "epoch 1 after epoch 1"},
+};
+
+static struct stream build(unsigned what, struct epoch_digest *digest)
+{
+    uint64_t epoch = what == 14 ? 1 : 2;
+    struct stream s = {0};
+
+    epoch_digest_reset(digest);
+    if (what != 1)
+        add_begin(&s, epoch);
+    add_page(&s, epoch, 3, digest);
+    if (what == 2)
+        add_begin(&s, 3);
+    add_page(&s, what == 3 ? 5 : epoch, what == 4 ? RIG_PAGES : RIG_PAGES - 1, digest);
+    add_state(&s, epoch, "fmt", 60, 0, 40, digest);
+    if (what == 5)
+        add_page(&s, epoch, 1, digest);
+    if (what == 6)
+        add_state(&s, epoch, "fmt", 60, 41, 19, digest);
+    else if (what == 7)
+        add_state(&s, epoch, "fmt", 60, 0, 40, digest);
+    else if (what == 8)
+        add_state(&s, epoch, "fmt2", 60, 40, 20, digest);
+    else if (what == 9)
+        add_state(&s, epoch, "fmt", 61, 40, 20, digest);
+    else if (what == 10)
+        add_state(&s, epoch, "fmt", 60, 40, 19, digest);
+    else
+        add_state(&s, epoch, "fmt", 60, 40, 20, digest);
+    if (what == 13)
+        epoch_digest_reset(digest);
+    add_end(&s, epoch, what == 11 ? 3 : 2, what == 12 ? 61 : what == 10 ? 59 : 60, digest);
+    return s;
+}
+
+static void peer_breaks_the_rules(void **state)
+{
+    struct epoch_digest *digest = epoch_digest_new();
+    struct receiver_report report;
+    struct stream second;
+    struct rig rig;
+
+    prepare(&rig, &second);
+    for (unsigned what = 1; what < N_OF(wrong); what++) {
+        struct stream s = build(what, digest);
+        int rc = play(&rig, s.bytes, s.n);
+
+        receiver_report_get(rig.receiver, &report);
+        if (rc != -EPROTO || strcmp(report.text, wrong[what].text) != 0)
+            fail_msg("%s: %d, \"%s\"", wrong[what].what, rc, report.text);
+        assert_true(memcmp(rig.image, rig.model, sizeof(rig.model)) == 0);
+        free(s.bytes);
+    }
+    finish(&rig, &second);
+
+    /* And the same without the mistake is taken. */
+    rig_new(&rig);
+    second = build(0, digest);
+    assert_int_equal(play(&rig, second.bytes, second.n), 0);
+    free(second.bytes);
+    rig_free(&rig);
+    epoch_digest_free(digest);
+}
+
+static void message_of_another_channel(void **state)
+{
+    struct wire_msg beat = {.type = WIRE_HEARTBEAT, .u.heartbeat.seq = 1};
+    struct stream s = {0};
+    struct rig rig;
+
+    rig_new(&rig);
+    add_msg(&s, &beat);
+    assert_int_equal(play(&rig, s.bytes, s.n), -EPROTO);
+    rig_assert_applied(&rig, 0);
+    free(s.bytes);
+    rig_free(&rig);
+}
+
+static void too_large_an_epoch(void **state)
+{
+    struct receiver_report report;
+    struct rig rig;
+    uint64_t n = (uint64_t)RIG_RECEIVE_CHUNKS * STAGE_CHUNK_PAGES + 1;
+    int fd[2];
+
+    rig_new(&rig);
+    rig_socketpair(fd);
+    rig_attach_sender(&rig, fd[0]);
+    rig_attach_receiver(&rig, fd[1]);
+    assert_int_equal(sender_begin(rig.sender, 7, 0), 0);
+    while (n) {
+        struct stage_chunk *chunk = stage_pool_get(rig.send_pool);
+
+        assert_non_null(chunk);
+        for (; n && chunk->n_pages < STAGE_CHUNK_PAGES; n--) {
+            memset(chunk->bytes + (size_t)chunk->n_pages * STAGE_PAGE_BYTES, 1, STAGE_PAGE_BYTES);
+            chunk->number[chunk->n_pages++] = n % RIG_PAGES;
+        }
+        sender_chunk(rig.sender, chunk);
+    }
+    sender_end(rig.sender);
+    assert_int_equal(rig_wait_staged(&rig, 7), -E2BIG);
+    receiver_report_get(rig.receiver, &report);
+    assert_string_equal(report.text, "epoch 7 is larger than the staging memory");
+    assert_int_equal(stage_pool_free_chunks(rig.receive_pool), RIG_RECEIVE_CHUNKS);
+    rig_assert_applied(&rig, 0);
+
+    /* It is the epoch that was too large, not the end of the receiver. */
+    sender_detach(rig.sender);
+    receiver_detach(rig.receiver);
+    rig_socketpair(fd);
+    rig_attach_sender(&rig, fd[0]);
+    rig_attach_receiver(&rig, fd[1]);
+    receiver_report_get(rig.receiver, &report);
+    assert_int_equal(report.error, 0);
+    assert_string_equal(report.text, "");
+    assert_int_equal(rig_feed(&rig, 1), 0);
+    assert_int_equal(rig_wait_staged(&rig, 1), 0);
+    rig_apply(&rig);
+    rig_assert_applied(&rig, 1);
+    rig_free(&rig);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(cut_at_each_byte),           cmocka_unit_test(damaged_at_each_byte),
+        cmocka_unit_test(damaged_in_flight),          cmocka_unit_test(peer_breaks_the_rules),
+        cmocka_unit_test(message_of_another_channel), cmocka_unit_test(too_large_an_epoch),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
