@@ -18,8 +18,8 @@
  *   not wrapped:  0 .... [head ... tail) ........... size
  *   wrapped:      [0 ... tail) .... [head ... wrap)  size
  *
- * head == tail in the first form is empty; the second form is never empty. An empty queue starts
- * over at 0, so that a gate under small load keeps using the same, cached memory. */
+ * An empty queue starts over at 0, not wrapped, so that a gate under small load keeps using the
+ * same, cached memory. */
 struct frame_queue {
     uint8_t *ring;
     size_t size;
@@ -67,10 +67,10 @@ struct frame_queue *frame_queue_new(uint64_t bytes)
 static bool place(struct frame_queue *q, size_t n, size_t *ret_offset)
 {
     if (q->wrap) {
-        if (q->head - q->tail <= n) /* a full ring would look empty */
+        if (q->head - q->tail < n)
             return false;
     } else if (q->size - q->tail < n) {
-        if (q->head <= n)
+        if (q->head < n)
             return false;
         q->wrap = q->tail;
         q->tail = 0;
@@ -124,7 +124,7 @@ void frame_queue_pop(struct frame_queue *q)
     if (q->wrap && q->head == q->wrap)
         q->head = q->wrap = 0;
     if (!q->n_frames)
-        q->head = q->tail = 0;
+        q->head = q->tail = q->wrap = 0;
 }
 
 uint64_t frame_queue_drop_all(struct frame_queue *q)

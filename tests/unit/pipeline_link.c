@@ -66,6 +66,7 @@ static void many_epochs_over_tcp(void **state)
 static void cut_and_resumed(void **state)
 {
     struct receiver_report report;
+    struct sender_report sent;
     struct rig rig;
     uint64_t seed = 4711, next, cuts = 0;
 
@@ -79,6 +80,9 @@ static void cut_and_resumed(void **state)
         rig_socketpair(fd);
         cut_fd = dup(fd[cuts % 2]);
         rig_attach_sender(&rig, fd[0]);
+        sender_report_get(rig.sender, &sent);
+        assert_int_equal(sent.sent_epoch, 0);
+        assert_int_equal(sent.error, 0);
         rig_attach_receiver(&rig, fd[1]);
         while (feed--) {
             if (rig_feed(&rig, next) == 0)
