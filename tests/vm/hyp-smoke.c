@@ -95,10 +95,15 @@ static void US_PRINTF(2, 3) check(bool good, const char *fmt, ...)
         tap_failed++;
 }
 
+/* VMs survive their launcher; here they shall not. */
+static struct vm original, copy;
+
 static void clean_up(void)
 {
     char command[200];
 
+    hyp_qemu.close(original.hyp);
+    hyp_qemu.close(copy.hyp);
     if (!work_dir[0])
         return;
     (void)snprintf(command, sizeof(command), "rm -rf '%s' '%s'", work_dir, shm_dir);
@@ -309,7 +314,7 @@ static void launch(struct vm *vm, const struct vm_spec *spec, const char *name, 
 
 static void close_vm(struct vm *vm, const struct vm_spec *spec)
 {
-    hyp_qemu.close(vm->hyp);
+    hyp_qemu.close(take_ptr(vm->hyp));
     (void)munmap(vm->ram, spec->memory_bytes);
     for (uint32_t i = 0; i < spec->n_nics; i++)
         close(vm->guard_sockets[i]);
@@ -404,7 +409,7 @@ static struct samples figures[] = {
 };
 
 /* One epoch: pause, carry over, run. `full` copies all memory. */
-static uint64_t epoch(struct vm *vm, struct vm *copy, uint64_t n_bytes, bool full, bool compare)
+static uint64_t epoch(struct vm *vm, struct vm *to, uint64_t n_bytes, bool full, bool compare)
 {
     uint64_t start = now_ns(), copied, scan_ns, pages, ordered;
     struct err err = {0};
@@ -412,12 +417,12 @@ static uint64_t epoch(struct vm *vm, struct vm *copy, uint64_t n_bytes, bool ful
 
     order(hyp_qemu.checkpoint(vm->hyp, &err), "checkpoint", &err);
     await(vm, CHECKPOINT, "checkpoint");
-    pages = take_and_copy(vm, copy, n_bytes / VM_PAGE_BYTES, &scan_ns);
+    pages = take_and_copy(vm, to, n_bytes / VM_PAGE_BYTES, &scan_ns);
     copied = now_ns();
     if (full)
-        memcpy(copy->ram, vm->ram, n_bytes);
+        memcpy(to->ram, vm->ram, n_bytes);
     if (compare)
-        same = memcmp(copy->ram, vm->ram, n_bytes) == 0;
+        same = memcmp(to->ram, vm->ram, n_bytes) == 0;
     if (!same)
         check(false, "the copy is the original");
     ordered = now_ns();
@@ -434,13 +439,13 @@ static uint64_t epoch(struct vm *vm, struct vm *copy, uint64_t n_bytes, bool ful
     return pages;
 }
 
-static void run_epochs(struct vm *vm, struct vm *copy, uint64_t n_bytes)
+static void run_epochs(struct vm *vm, struct vm *to, uint64_t n_bytes)
 {
     uint64_t pages = 0;
 
     for (unsigned int i = 0; i < options.epochs; i++) {
         run_loop_for(options.interval_ms);
-        pages += epoch(vm, copy, n_bytes, i == 0, i % 50 == 49);
+        pages += epoch(vm, to, n_bytes, i == 0, i % 50 == 49);
     }
     check(true, "%u epochs, each 50th compared, %" PRIu64 " pages carried over", options.epochs,
           pages);
@@ -451,7 +456,7 @@ static void run_epochs(struct vm *vm, struct vm *copy, uint64_t n_bytes)
 }
 
 /* A checkpoint that grows too large has to leave a running VM behind, and the next one works. */
-static void fail_once(struct vm *vm, struct vm *copy, uint64_t n_bytes)
+static void fail_once(struct vm *vm, struct vm *to, uint64_t n_bytes)
 {
     size_t limit = vm->hyp->stream.max_bytes;
     struct err err = {0};
@@ -462,11 +467,11 @@ static void fail_once(struct vm *vm, struct vm *copy, uint64_t n_bytes)
     check(vm->failure_running, "a failed checkpoint leaves the VM running (%s)", vm->text);
     check(hyp_qemu.restore(vm->hyp, &vm->state, &err) == -EINVAL, "a running VM is not restored");
     vm->hyp->stream.max_bytes = limit;
-    (void)epoch(vm, copy, n_bytes, false, true);
+    (void)epoch(vm, to, n_bytes, false, true);
     check(true, "the next checkpoint works");
 }
 
-static void last_checkpoint(struct vm *vm, struct vm *copy, uint64_t n_bytes)
+static void last_checkpoint(struct vm *vm, struct vm *to, uint64_t n_bytes)
 {
     struct err err = {0};
     uint64_t scan_ns;
@@ -475,8 +480,8 @@ static void last_checkpoint(struct vm *vm, struct vm *copy, uint64_t n_bytes)
     check(hyp_qemu.checkpoint(vm->hyp, &err) == -EBUSY, "a second checkpoint is refused: %s",
           err.text);
     await(vm, CHECKPOINT, "checkpoint");
-    (void)take_and_copy(vm, copy, n_bytes / VM_PAGE_BYTES, &scan_ns);
-    check(memcmp(copy->ram, vm->ram, n_bytes) == 0, "the last copy is the original");
+    (void)take_and_copy(vm, to, n_bytes / VM_PAGE_BYTES, &scan_ns);
+    check(memcmp(to->ram, vm->ram, n_bytes) == 0, "the last copy is the original");
 }
 
 static bool all_zero(const uint8_t *bytes, uint64_t n)
@@ -484,20 +489,19 @@ static bool all_zero(const uint8_t *bytes, uint64_t n)
     return bytes[0] == 0 && memcmp(bytes, bytes + 1, n - 1) == 0;
 }
 
-static void restore(struct vm *copy, const struct hyp_state *state)
+static void restore(struct vm *vm, const struct hyp_state *state)
 {
     uint64_t start = now_ns();
     struct err err = {0};
 
-    order(hyp_qemu.restore(copy->hyp, state, &err), "restore", &err);
-    await(copy, RUNNING, "restore");
+    order(hyp_qemu.restore(vm->hyp, state, &err), "restore", &err);
+    await(vm, RUNNING, "restore");
     printf("# restore %.2f ms, order to running\n", (double)(now_ns() - start) / 1e6);
     check(true, "the copy runs");
 }
 
 static void run(const struct vm_spec *spec)
 {
-    struct vm original = {0}, copy = {0};
     bool ours = !options.kernel && !options.firmware;
     uint64_t n_bytes = spec->memory_bytes, track_ns, scan_ns;
     uint32_t before = 0;

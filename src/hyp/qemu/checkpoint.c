@@ -31,6 +31,10 @@ enum {
     STREAM_SOCKET_BYTES = 1 << 20,
 };
 
+/* Short names: QEMU reads them byte by byte. */
+static const char getfd_arguments[] = "{\"fdname\":\"c\"}";
+static const char migrate_arguments[] = "{\"uri\":\"fd:c\"}";
+
 void vm_stream_done(struct vm_stream *stream)
 {
     stream->source = sd_event_source_disable_unref(stream->source);
@@ -134,12 +138,13 @@ int vm_arm(struct hyp_vm *vm)
     (void)setsockopt(theirs, SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof(size));
     r = sd_event_add_io(vm->event, &stream->source, ours, EPOLLIN, on_stream, vm);
     if (r >= 0)
-        r = qmp_send(vm->qmp, "getfd", "{\"fdname\":\"checkpoint\"}", theirs, on_armed, vm);
+        r = qmp_send(vm->qmp, "getfd", getfd_arguments, theirs, on_armed, vm);
     if (r < 0) {
         stream->source = sd_event_source_disable_unref(stream->source);
         return r;
     }
     stream->fd = take_fd(&ours);
+    qmp_prepare(vm->qmp, "migrate", migrate_arguments);
     return 0;
 }
 
@@ -173,12 +178,22 @@ int vm_checkpoint(struct hyp_vm *vm, struct err *err)
     vm->was_running = vm->running;
     vm->timing = (struct hyp_timing){0};
     vm->order_ns = now_ns();
-    r = qmp_send(vm->qmp, "migrate", "{\"uri\":\"fd:checkpoint\"}", -1, on_migrate, vm);
+    r = qmp_send(vm->qmp, "migrate", migrate_arguments, -1, on_migrate, vm);
     if (r < 0)
         return err_sys(err, r, "QMP migrate");
+    qmp_prepare(vm->qmp, "cont", "");
     vm_set_phase(vm, VM_CHECKPOINT, "ordered");
     vm_set_timer(vm, VM_CHECKPOINT_TIMEOUT_MS);
     return 0;
+}
+
+void vm_now_running(struct hyp_vm *vm)
+{
+    vm->running = true;
+    vm->incoming = false;
+    vm_finish(vm, VM_OUTCOME_RUNNING, "running");
+    if (vm_arm(vm) < 0)
+        log_warning("qemu: the next checkpoint is not prepared");
 }
 
 static void on_cont(void *user, const json_t *ret, const char *error)
@@ -199,12 +214,8 @@ static void on_cont(void *user, const json_t *ret, const char *error)
         (void)snprintf(why, sizeof(why), "QEMU refused to continue: %.250s", error);
         vm_fail(vm, VM_IDLE, why);
     } else {
-        vm->running = true;
-        vm->incoming = false;
-        vm_finish(vm, VM_OUTCOME_RUNNING, "continued");
+        vm_now_running(vm);
     }
-    if (vm_arm(vm) < 0)
-        log_warning("qemu: the next checkpoint is not prepared");
 }
 
 static void ignore_reply(void *user, const json_t *ret, const char *error)
@@ -284,6 +295,8 @@ void vm_checkpoint_event(struct hyp_vm *vm)
         fail_checkpoint(vm, "QEMU's migration failed");
     else if (vm->phase == VM_ROLLBACK && vm->migration > VM_MIGRATION_ACTIVE)
         settle_rollback(vm);
+    else if (vm->phase == VM_RESUME && vm->running) /* earlier than the reply to cont */
+        vm_now_running(vm);
     else
         complete_if_all_seen(vm);
 }

@@ -46,6 +46,7 @@ struct qmp {
     struct pending pending[QMP_PENDING_MAX]; /* oldest first */
     size_t n_pending;
     uint64_t last_id;
+    const char *prepared; /* the command typed ahead, with id last_id + 1; NULL = none */
     struct sync_reply sync;
 
     bool greeted;
@@ -254,30 +255,78 @@ static ssize_t send_with_fd(int sock, const char *line, size_t n, int fd)
     return sendmsg(sock, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
-int qmp_send(struct qmp *qmp, const char *command, const char *arguments, int fd, qmp_reply_fn *fn,
-             void *user)
+/* Sends text that is part of a command. */
+static int send_text(struct qmp *qmp, const char *text, size_t n, int fd)
+{
+    ssize_t sent = send_with_fd(qmp->fd, text, n, fd);
+
+    if (sent < 0)
+        return -errno;
+    if ((size_t)sent < n) { /* half a command: the stream cannot be used any more */
+        qmp->broken = true;
+        return -ENOTCONN;
+    }
+    return 0;
+}
+
+static void ignore_reply(void *user, const json_t *ret, const char *error)
+{
+    (void)user;
+}
+
+/* Completes what was typed ahead: as the command it is, or so that QEMU refuses it. */
+static int complete(struct qmp *qmp, const char *text, qmp_reply_fn *fn, void *user)
+{
+    int r = send_text(qmp, text, strlen(text), -1);
+
+    if (r < 0)
+        return r;
+    qmp->prepared = NULL;
+    qmp->pending[qmp->n_pending++] = (struct pending){++qmp->last_id, fn, user};
+    return 0;
+}
+
+/* Sends a command without its closing brace. */
+static int type_command(struct qmp *qmp, const char *command, const char *arguments, int fd)
 {
     char line[COMMAND_MAX];
-    ssize_t sent;
     int n;
 
     if (qmp->broken)
         return -ENOTCONN;
-    if (qmp->n_pending == QMP_PENDING_MAX)
+    if (qmp->n_pending + 2 > QMP_PENDING_MAX) /* one may be taken by what is voided */
         return -EBUSY;
-    n = snprintf(line, sizeof(line), "{\"execute\":\"%s\"%s%s,\"id\":%" PRIu64 "}\n", command,
-                 *arguments ? ",\"arguments\":" : "", arguments, qmp->last_id + 1);
+    if (qmp->prepared) {
+        int r = complete(qmp, ",\"void\":0}", ignore_reply, NULL);
+
+        if (r < 0)
+            return r;
+    }
+    n = snprintf(line, sizeof(line), "{\"id\":%" PRIu64 ",\"execute\":\"%s\"%s%s",
+                 qmp->last_id + 1, command, *arguments ? ",\"arguments\":" : "", arguments);
     if (n >= (int)sizeof(line))
         return -EMSGSIZE;
-    sent = send_with_fd(qmp->fd, line, (size_t)n, fd);
-    if (sent < 0)
-        return -errno;
-    if (sent < n) { /* half a command: the stream cannot be used any more */
-        qmp->broken = true;
+    return send_text(qmp, line, (size_t)n, fd);
+}
+
+void qmp_prepare(struct qmp *qmp, const char *command, const char *arguments)
+{
+    if (type_command(qmp, command, arguments, -1) == 0)
+        qmp->prepared = command;
+}
+
+int qmp_send(struct qmp *qmp, const char *command, const char *arguments, int fd, qmp_reply_fn *fn,
+             void *user)
+{
+    if (qmp->broken)
         return -ENOTCONN;
+    if (!qmp->prepared || fd >= 0 || strcmp(qmp->prepared, command) != 0) {
+        int r = type_command(qmp, command, arguments, fd);
+
+        if (r < 0)
+            return r;
     }
-    qmp->pending[qmp->n_pending++] = (struct pending){++qmp->last_id, fn, user};
-    return 0;
+    return complete(qmp, "}", fn, user);
 }
 
 /* Reads until *done, the end of the conversation, or a limit. */

@@ -51,6 +51,13 @@ void qmp_free(struct qmp *qmp);
 int qmp_send(struct qmp *qmp, const char *command, const char *arguments, int fd, qmp_reply_fn *fn,
              void *user) US_MUST_CHECK;
 
+/* Types a command ahead, all but its last byte; qmp_send() of that command then sends the one byte.
+ * QEMU reads its control socket byte by byte, at several system calls each, so this takes most of
+ * the delay off an order that will be urgent. Sending another command first costs nothing but the
+ * advantage: what was typed is voided. A hint: when it fails, qmp_send() will send it all, or say
+ * why not. `command` is borrowed until then. */
+void qmp_prepare(struct qmp *qmp, const char *command, const char *arguments);
+
 /* Limits for the blocking calls: give up at deadline_ns (CLOCK_MONOTONIC), or when pidfd says that
  * QEMU has ended. */
 struct qmp_wait {

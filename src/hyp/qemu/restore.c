@@ -133,8 +133,7 @@ void vm_restore_event(struct hyp_vm *vm)
     if (vm->phase != VM_RESTORE || vm->migration != VM_MIGRATION_COMPLETED)
         return;
     if (vm->running) {
-        vm->incoming = false;
-        vm_finish(vm, VM_OUTCOME_RUNNING, "restored");
+        vm_now_running(vm);
     } else {
         vm->migration = VM_MIGRATION_NONE; /* so that the next event does not say it again */
         vm->cont_tries = 0;

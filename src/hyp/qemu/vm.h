@@ -162,6 +162,8 @@ int vm_resume(struct hyp_vm *vm, struct err *err) US_MUST_CHECK;
 int vm_arm(struct hyp_vm *vm) US_MUST_CHECK;
 /* Sends cont; on its success the phase's work is done. */
 void vm_cont(struct hyp_vm *vm);
+/* The vCPUs run, as resume() or restore() wanted: done. Prepares the next checkpoint. */
+void vm_now_running(struct hyp_vm *vm);
 void vm_checkpoint_event(struct hyp_vm *vm); /* migration or running have changed */
 void vm_checkpoint_timeout(struct hyp_vm *vm);
 void vm_stream_done(struct vm_stream *stream);
