@@ -1,0 +1,138 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""A host dies, at random moments and in chosen phases, again and again: no operation of the ledger
+is lost, repeated or rolled back, no page of the memory keeper is damaged, the one TCP connection
+lives through all of it. A failure prints the seed of the random moments (FAILOVER_SEED)."""
+
+import os
+import random
+import time
+
+import rig
+from rig import Failure, Ledger, Rig, Tap, expect, wait_for
+
+tap = Tap()
+FAILOVERS = int(os.environ.get("FAILOVERS", "20"))
+SEED = int(os.environ.get("FAILOVER_SEED", str(random.randrange(1 << 32))))
+
+
+def other(host):
+    return "hostb" if host == "hosta" else "hosta"
+
+
+def protect_again(lab, primary, standby):
+    lab.restart_host(standby)
+    lab.must(primary, "protect", "web", "--to", standby)
+    lab.wait_state(primary, "protected", 40)
+
+
+@tap.test
+def random_moments():
+    """hosts die at random moments under load, the connection and all data live"""
+    moments = random.Random(SEED)
+    primary, outages = "hosta", []
+    print(f"# FAILOVER_SEED={SEED}")
+    with Rig("failover") as lab:
+        lab.start_vm(keeper_mib=32, keeper_rate=40)
+        ledger = Ledger(lab, interval_ms=5, gap_ms=80)
+        ledger.wait_connected()
+        for _ in range(FAILOVERS):
+            standby = other(primary)
+            lab.wait_state(primary, "protected", 40)
+            time.sleep(moments.uniform(0.0, 0.7))  # the moment is what is random here
+            lab.lab("crash", primary)
+            took = lab.wait_state(standby, "solo", 10)["takeover"]
+            outages.append(took["running_unix_ms"] - took["decided_unix_ms"])
+            lab.check_keeper()
+            protect_again(lab, standby, primary)
+            primary = standby
+        figures = ledger.check()
+        lab.check_keeper()
+    outages.sort()
+    return (f"# {FAILOVERS} failovers, {figures['ops']:.0f} operations, longest gap"
+            f" {figures['max_gap_ms']:.0f} ms, decision to running p50"
+            f" {outages[len(outages) // 2]:.1f} ms")
+
+
+def die_at(point, host="hosta"):
+    """The named process stops at that point; then its host dies."""
+    with Rig("phase", faults={host: point}) as lab:
+        lab.must("hosta", "start", "--no-wait", lab.vm_file(keeper_rate=40))
+        lab.wait_guest()
+        lab.wait_state("hosta", "protected", 40)
+        ledger = Ledger(lab, interval_ms=5, gap_ms=80)
+        ledger.wait_connected()
+        wait_for(f"{host} to stop at {point}",
+                 lambda: "frozen" in [line.split()[1] for line in lab.lab("status").stdout
+                                      .splitlines() if line.startswith(host + " ")], 30)
+        lab.lab("crash", host)
+        survivor = other(host)
+        lab.wait_state(survivor, "solo", 10)
+        done = ledger.result if ledger.process.poll() is not None else None
+        expect(done is None, "the ledger client ended early")
+        before = ledger.text()
+        lab.check_keeper()
+        figures = ledger.check()
+        expect(before is not None and figures["ops"] > 0, "no operations")
+        return f"# longest gap {figures['max_gap_ms']:.0f} ms"
+
+
+@tap.test
+def dies_in_a_pause():
+    """the primary dies while the VM is paused for a checkpoint"""
+    return die_at("guard.paused:300")
+
+
+@tap.test
+def dies_in_a_transfer():
+    """the primary dies in the middle of a transfer"""
+    return die_at("guard.sending:1500")
+
+
+@tap.test
+def dies_before_the_acknowledgement():
+    """the primary dies when an epoch is sent and not acknowledged"""
+    return die_at("guard.sent:300")
+
+
+@tap.test
+def dies_after_the_acknowledgement():
+    """the primary dies between an acknowledgement and the release of its frames"""
+    return die_at("guard.acked:300")
+
+
+@tap.test
+def standby_dies_before_acknowledging():
+    """the standby dies with a whole epoch that it has not acknowledged"""
+    return die_at("standby.staged:300", "hostb")
+
+
+@tap.test
+def standby_dies_after_acknowledging():
+    """the standby dies right after an acknowledgement"""
+    return die_at("standby.acked:300", "hostb")
+
+
+@tap.test
+def dies_while_seeding():
+    """a VM that dies while it is seeded dies with its host, and nobody claims otherwise"""
+    with Rig("seeding", faults={"hosta": "guard.seeding:3"}) as lab:
+        lab.must("hosta", "start", "--no-wait", lab.vm_file())
+        lab.wait_state("hostb", "receiving", 20)
+        # The guard stands still in the middle of seeding: ask its standby, then kill the host.
+        expect(lab.status("hostb").get("protected") is False, "a half copy counts as protection")
+        lab.lab("crash", "hosta")
+        wait_for("the standby to discard its half copy", lambda: not lab.status("hostb"), 10)
+        lab.restart_host("hosta")
+        done = lab.cli("hosta", "status", "web")
+        expect("protected" not in done.stdout.replace("not protected", ""),
+               f"status claims protection: {done.stdout}")
+        lab.must("hosta", "start", lab.vm_file(), timeout=60)
+        lab.wait_state("hosta", "protected", 30)
+
+
+if __name__ == "__main__":
+    try:
+        tap.run()
+    except KeyboardInterrupt as stop:
+        raise SystemExit(130) from stop

@@ -1,0 +1,204 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Links break, the arbiter dies, hosts freeze, operators give orders: never two histories, never an
+output that could be rolled back, never silence about lost protection."""
+
+import time
+
+from rig import GUEST_IP, Ledger, Rig, Tap, expect, wait_for
+
+tap = Tap()
+
+
+def frames(lab, host="hosta"):
+    return lab.status(host)["released_frames"]
+
+
+@tap.test
+def link_between_hosts_cut():
+    """the link between the hosts is cut: the primary goes solo, connections live, then it is
+    protected again"""
+    with Rig("cut") as lab:
+        lab.start_vm()
+        ledger = Ledger(lab, interval_ms=5)
+        ledger.wait_connected()
+        lab.lab("cut", "hosta", "hostb")
+        lab.wait_state("hosta", "solo", 5)
+        expect(lab.cli("hosta", "status").returncode == 3, "status hides that web is unprotected")
+        wait_for("the standby to discard its copy", lambda: not lab.status("hostb"), 10)
+        lab.lab("heal")
+        lab.wait_state("hosta", "protected", 30)
+        expect(lab.cli("hosta", "status").returncode == 0, "status complains about a protected VM")
+        figures = ledger.check()
+        lab.check_keeper()
+        return f"# longest gap {figures['max_gap_ms']:.0f} ms"
+
+
+@tap.test
+def isolated():
+    """both links are cut: no frame leaves; the VM goes on when the standby is back"""
+    with Rig("isolated") as lab:
+        lab.start_vm()
+        ledger = Ledger(lab, interval_ms=5)
+        ledger.wait_connected()
+        lab.lab("cut", "hosta", "witness")
+        lab.lab("cut", "hostb", "witness")
+        lab.lab("cut", "hosta", "hostb")
+        lab.wait_state("hosta", "isolated", 5)
+        before = frames(lab)
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline:
+            expect(frames(lab) == before, "a frame left an isolated host")
+            expect(lab.state("hosta") == "isolated", "the state changed without anybody to ask")
+        expect(lab.status("hosta")["held_frames"] > 0, "nothing is held")
+        expect("hold" in lab.status("hosta")["reason"] or "held" in lab.status("hosta")["reason"],
+               "status does not say why")
+        lab.lab("heal", "hosta", "hostb")
+        wait_for("output to flow again", lambda: frames(lab) > before, 10)
+        lab.lab("heal")
+        lab.wait_state("hosta", "protected", 30)
+        figures = ledger.check()
+        lab.check_keeper()
+        return f"# longest gap {figures['max_gap_ms']:.0f} ms"
+
+
+@tap.test
+def isolated_until_the_arbiter_is_back():
+    """isolated, then only the arbiter is back: the primary goes solo and the connection lives"""
+    with Rig("arbiter") as lab:
+        lab.start_vm()
+        ledger = Ledger(lab, interval_ms=5)
+        ledger.wait_connected()
+        lab.lab("cut", "hosta", "witness")
+        lab.lab("cut", "hosta", "hostb")
+        lab.lab("cut", "hostb", "witness")
+        lab.wait_state("hosta", "isolated", 5)
+        lab.lab("heal", "hosta", "witness")
+        lab.wait_state("hosta", "solo", 10)
+        figures = ledger.check()
+        return f"# longest gap {figures['max_gap_ms']:.0f} ms"
+
+
+@tap.test
+def witness_dead():
+    """the witness dies and comes back: a protected VM does not notice"""
+    with Rig("witness") as lab:
+        lab.start_vm()
+        ledger = Ledger(lab, interval_ms=5)
+        ledger.wait_connected()
+        lab.lab("crash", "witness")
+        time.sleep(1)  # long enough for every time-out to strike, if one did
+        expect(lab.state("hosta") == "protected", "the witness's death cost the protection")
+        lab.restart_host("witness")
+        lab.lab("crash", "hosta")
+        lab.wait_state("hostb", "solo", 10)
+        ledger.check()
+
+
+@tap.test
+def frozen_primary():
+    """a primary frozen for longer than the time-outs finds another owner and destroys its VM"""
+    with Rig("frozen") as lab:
+        lab.start_vm()
+        ledger = Ledger(lab, interval_ms=5)
+        ledger.wait_connected()
+        before = lab.status("hosta")
+        lab.lab("freeze", "hosta")
+        lab.wait_state("hostb", "solo", 10)
+        lab.check_keeper()
+        lab.lab("thaw", "hosta")
+        wait_for("hosta to destroy its VM",
+                 lambda: lab.state("hosta") not in ("protected", "isolated", "solo"), 10)
+        said = lab.cli("hosta", "status", "web")
+        expect("hostb" in said.stdout + said.stderr, f"status does not say who has it: {said}")
+        pid = before["hypervisor_pid"]
+        wait_for("its hypervisor to be gone",
+                 lambda: str(pid) not in lab.lab("exec", "hosta", "pgrep", "-f", "qemu-system",
+                                                 check=False).stdout.split(), 10)
+        expect("lost" in lab.log("hosta"), "the log is silent about it")
+        figures = ledger.check()
+        lab.check_keeper()
+        return f"# longest gap {figures['max_gap_ms']:.0f} ms"
+
+
+@tap.test
+def frozen_standby():
+    """a standby frozen and thawed finds the record moved on and discards its copy"""
+    with Rig("slow") as lab:
+        lab.start_vm()
+        ledger = Ledger(lab, interval_ms=5)
+        ledger.wait_connected()
+        lab.lab("freeze", "hostb")
+        lab.wait_state("hosta", "solo", 5)
+        lab.lab("thaw", "hostb")
+        lab.wait_state("hosta", "protected", 30)
+        expect(lab.state("hostb") == "ready", "the old copy was not replaced")
+        ledger.check()
+
+
+@tap.test
+def orders():
+    """failover, unprotect, protect, stop: what an operator orders happens, the rest is refused"""
+    with Rig("orders") as lab:
+        lab.start_vm()
+        ledger = Ledger(lab, interval_ms=5)
+        ledger.wait_connected()
+        expect(lab.cli("hosta", "failover", "web").returncode == 1, "failover on the primary")
+        expect(lab.cli("hosta", "start", lab.vm_file()).returncode == 1, "a second start")
+        lab.must("hosta", "unprotect", "web")
+        lab.wait_state("hosta", "solo", 5)
+        expect(lab.cli("hosta", "status").returncode == 0, "unprotected on purpose is no alarm")
+        lab.must("hosta", "protect", "web", "--to", "hostb")
+        lab.wait_state("hosta", "protected", 30)
+        lab.must("hostb", "failover", "web")
+        lab.wait_state("hostb", "solo", 5)
+        wait_for("hosta to give up", lambda: "lost" in lab.log("hosta"), 10)
+        lab.check_keeper()
+        ledger.check()
+        expect(lab.cli("hosta", "start", lab.vm_file()).returncode == 1, "hostb owns it")
+        lab.must("hostb", "stop", "web")
+        wait_for("web to be gone", lambda: not lab.status("hostb").get("pid"), 10)
+        lab.must("hosta", "start", lab.vm_file(), timeout=60)
+        lab.wait_state("hosta", "protected", 30)
+
+
+@tap.test
+def every_frame_is_held():
+    """the gate holds every kind of frame: ARP, IPv4, IPv6 and VLAN-tagged ones alike"""
+    with Rig("gate") as lab:
+        lab.start_vm(keeper_rate=0)
+        lab.lab("exec", "client", "ping", "-c", "1", "-W", "5", GUEST_IP)
+        # Mute the primary: frozen standby, no arbiter. Whatever the guest says must stay inside.
+        lab.lab("cut", "hosta", "witness")
+        lab.lab("cut", "hosta", "hostb")
+        lab.wait_state("hosta", "isolated", 5)
+        lab.lab("exec", "client", "ip", "neigh", "flush", "all")
+        for probe in (["ping", "-c", "2", "-i", "0.3", "-W", "1", GUEST_IP],
+                      ["ping", "-6", "-c", "2", "-i", "0.3", "-W", "1", "ff02::1%lan0"]):
+            lab.lab("exec", "client", *probe, check=False)
+        neighbours = lab.lab("exec", "client", "ip", "neigh", "show", GUEST_IP).stdout
+        expect("lladdr" not in neighbours, f"an ARP answer escaped: {neighbours}")
+        expect(lab.status("hosta")["held_frames"] >= 1, "nothing is held")
+        lab.lab("heal")
+        lab.wait_state("hosta", "protected", 30)
+        lab.lab("exec", "client", "ping", "-c", "1", "-W", "5", GUEST_IP)
+
+
+@tap.test
+def guest_faster_than_the_link():
+    """a guest that dirties faster than the link carries is slowed down, and stays protected"""
+    with Rig("flood", config="staging_mib: 32\n") as lab:
+        lab.start_vm(memory="512M", keeper_mib=256, keeper_rate=0)
+        lab.guest_ask(7001, "RATE 2000")
+        wait_for("many dirty pages", lambda: lab.status("hosta")["dirty_pages"] > 4000, 30)
+        before = lab.status("hosta")["committed_epoch"]
+        wait_for("epochs to be committed all the same",
+                 lambda: lab.status("hosta")["committed_epoch"] > before + 10, 30)
+        expect(lab.state("hosta") == "protected", "protection was lost")
+        lab.lab("crash", "hosta")
+        lab.wait_state("hostb", "solo", 10)
+        lab.check_keeper()
+
+
+if __name__ == "__main__":
+    tap.run()
