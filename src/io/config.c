@@ -196,7 +196,7 @@ static int take_timeouts(const struct yamlfile *y, const struct host_timeouts *t
  * was moved), or where it is installed. */
 static void guard_default(char guard[VM_PATH_MAX])
 {
-    static const char *const beside[] = {"understudy-guard", "../guard/understudy-guard"};
+    static const char *const beside[] = {"understudy-guard", "../understudy-guard"};
     char exe[VM_PATH_MAX];
     ssize_t n = readlink("/proc/self/exe", exe, sizeof(exe) - 1);
     char *slash;
