@@ -26,7 +26,7 @@ struct file_form {
     uint8_t zero2[24];
     struct le64 checksum; /* XXH3-64 of the bytes before it */
 };
-WIRE_FORM(file_form, 256);
+WIRE_FORM(file_form, STORE_FILE_BYTES);
 
 #define FILE_MAGIC "undrsreg"
 #define FILE_NEW   ".new" /* not a VM's name */
@@ -43,32 +43,41 @@ static uint64_t file_checksum(const struct file_form *form)
     return XXH3_64bits(form, offsetof(struct file_form, checksum));
 }
 
-static int file_parse(const struct file_form *form, const char *vm, struct arb_record *ret_record,
-                      struct err *err)
+bool store_file_recognize(const uint8_t bytes[static STORE_FILE_BYTES])
 {
+    return memcmp(bytes, FILE_MAGIC, sizeof(((struct file_form *)NULL)->magic)) == 0;
+}
+
+int store_file_decode(const uint8_t bytes[static STORE_FILE_BYTES], const char *vm,
+                      struct arb_record *ret_record, struct err *err)
+{
+    struct file_form form;
+    struct arb_record record;
     char name[WIRE_NAME_BYTES];
 
-    if (memcmp(form->magic, FILE_MAGIC, sizeof(form->magic)) != 0)
+    memcpy(&form, bytes, sizeof(form));
+    if (!store_file_recognize(bytes))
         return err_set(err, -EBADMSG, "%s: not a register of a witness", vm);
-    if (le64_get(form->checksum) != file_checksum(form))
+    if (le64_get(form.checksum) != file_checksum(&form))
         return err_set(err, -EBADMSG, "%s: damaged: wrong checksum", vm);
-    if (le32_get(form->version) != FILE_VERSION)
-        return err_set(err, -EBADMSG, "%s: unknown version %u", vm, le32_get(form->version));
-    if (!wire_all_zero(form->zero1, sizeof(form->zero1)) ||
-        !wire_all_zero(form->zero2, sizeof(form->zero2)) ||
-        !wire_text_get(form->vm, sizeof(form->vm), name) || strcmp(name, vm) != 0 ||
-        record_form_get(&form->record, ret_record, NULL) < 0 || ret_record->term == 0)
+    if (le32_get(form.version) != FILE_VERSION)
+        return err_set(err, -EBADMSG, "%s: unknown version %u", vm, le32_get(form.version));
+    if (!wire_all_zero(form.zero1, sizeof(form.zero1)) ||
+        !wire_all_zero(form.zero2, sizeof(form.zero2)) ||
+        !wire_text_get(form.vm, sizeof(form.vm), name) || strcmp(name, vm) != 0 ||
+        record_form_get(&form.record, &record, NULL) < 0 || record.term == 0)
         return err_set(err, -EBADMSG, "%s: does not hold a record of this VM", vm);
+    *ret_record = record;
     return 0;
 }
 
 /* Reads as much as the file has, at most n bytes. */
-static ssize_t read_up_to(int fd, void *buf, size_t n)
+static ssize_t read_up_to(int fd, uint8_t *buf, size_t n)
 {
     size_t got = 0;
 
     while (got < n) {
-        ssize_t r = read(fd, (char *)buf + got, n - got);
+        ssize_t r = read(fd, buf + got, n - got);
 
         if (r < 0 && errno != EINTR)
             return -errno;
@@ -85,8 +94,7 @@ static int register_read(const struct store *store, const char *vm, bool sync,
                          struct arb_record *ret_record, struct err *err)
 {
     CLEANUP_FD int fd = openat(store->dir_fd, vm, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
-    char bytes[sizeof(struct file_form) + 1]; /* one more, to see a file that is too long */
-    struct file_form form;
+    uint8_t bytes[STORE_FILE_BYTES + 1]; /* one more, to see a file that is too long */
     ssize_t n;
 
     if (fd < 0 && errno == ENOENT) {
@@ -98,10 +106,9 @@ static int register_read(const struct store *store, const char *vm, bool sync,
     n = read_up_to(fd, bytes, sizeof(bytes));
     if (n < 0)
         return err_sys(err, (int)n, "%s", vm);
-    if (n != sizeof(form))
-        return err_set(err, -EBADMSG, "%s: damaged: not %zu bytes long", vm, sizeof(form));
-    memcpy(&form, bytes, sizeof(form));
-    return file_parse(&form, vm, ret_record, err);
+    if (n != STORE_FILE_BYTES)
+        return err_set(err, -EBADMSG, "%s: damaged: not %d bytes long", vm, STORE_FILE_BYTES);
+    return store_file_decode(bytes, vm, ret_record, err);
 }
 
 static int new_file_write(const struct store *store, const struct file_form *form)

@@ -2,6 +2,9 @@
 #ifndef US_WITNESS_STORE_H
 #define US_WITNESS_STORE_H
 
+#include <stdbool.h>
+#include <stdint.h>
+
 #include "base/err.h"
 #include "wire/msg.h"
 
@@ -19,7 +22,10 @@
  * not know then whether its swap was carried out, which is the truth, and the next start reads what
  * is there. */
 
-enum { STORE_VMS_MAX = 4096 }; /* a new VM is refused beyond that, so that nobody fills the disk */
+enum {
+    STORE_FILE_BYTES = 256,
+    STORE_VMS_MAX = 4096, /* a new VM is refused beyond that, so that nobody fills the disk */
+};
 
 struct store;
 
@@ -35,5 +41,13 @@ int store_apply(struct store *store, const struct wire_arb_request *request,
                 struct wire_arb_reply *ret_reply, struct err *err) US_MUST_CHECK;
 
 void store_close(struct store *store); /* NULL is allowed */
+
+/* True when bytes begin as a register's file does. */
+bool store_file_recognize(const uint8_t bytes[static STORE_FILE_BYTES]);
+
+/* Decodes and verifies a register's file, which must be this VM's. 0, or -EBADMSG with the reason.
+ */
+int store_file_decode(const uint8_t bytes[static STORE_FILE_BYTES], const char *vm,
+                      struct arb_record *ret_record, struct err *err) US_MUST_CHECK;
 
 #endif

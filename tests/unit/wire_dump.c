@@ -1,0 +1,161 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "golden/hello.h"
+#include "golden/msg.h"
+#include "golden/register.h"
+#include "unit.h"
+#include "wire/msg.h"
+
+/* The dump tool shows every kind of message, and says where it stopped. */
+
+static const char *program;
+static char dir[] = "/tmp/us-dump-XXXXXX";
+static char path[64], output[8192];
+
+static int setup(void **state)
+{
+    if (!mkdtemp(dir))
+        return -1;
+    (void)snprintf(path, sizeof(path), "%s/web", dir); /* a register is named for its VM */
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)unlink(path);
+    return rmdir(dir);
+}
+
+/* Runs the tool on the file; fills in `output`, returns the exit status. */
+static int dump(void)
+{
+    char command[256];
+    FILE *out;
+    size_t n;
+    int status;
+
+    (void)snprintf(command, sizeof(command), "'%s' '%s' 2>&1", program, path);
+    out = popen(command, "r");
+    assert_non_null(out);
+    n = fread(output, 1, sizeof(output) - 1, out);
+    output[n] = '\0';
+    status = pclose(out);
+    assert_true(WIFEXITED(status));
+    return WEXITSTATUS(status);
+}
+
+static void put(const char *mode, const uint8_t *bytes, size_t n)
+{
+    FILE *f = fopen(path, mode);
+
+    assert_non_null(f);
+    assert_int_equal(fwrite(bytes, 1, n, f), n);
+    assert_int_equal(fclose(f), 0);
+}
+
+static void assert_shows(const char *text)
+{
+    if (!strstr(output, text))
+        fail_msg("not shown: %s", text);
+}
+
+static void test_register(void **state)
+{
+    put("wb", golden_register, sizeof(golden_register));
+    assert_int_equal(dump(), 0);
+    assert_string_equal(output, "web {term 2, paired, owner \"hosta\", standby \"hostb\"}\n");
+    put("r+b", (const uint8_t *)"undrsreg?", 9);
+    assert_int_equal(dump(), 1);
+    assert_shows("damaged");
+}
+
+static void test_control(void **state)
+{
+    put("wb", golden_hello, sizeof(golden_hello));
+    for (int i = 0; i < 6; i++)
+        put("ab", golden_msgs[i].bytes, golden_msgs[i].n);
+    assert_int_equal(dump(), 0);
+    assert_shows("hello versions 1-3 channel control status 3 resume 1 "
+                 "features 0x1122334455667788 session a0a1a2a3a4a5a6a7a8a9aaabacadaeaf "
+                 "vm \"web\" from \"hosta\" text \"busy with hostc\"\n");
+    assert_shows("72623859790382856 heartbeat seq 258 term 7 paired 1\n");
+    assert_shows(" offer {}\n");
+    assert_shows(" ready term 7\n");
+    assert_shows(" refuse \"no room\"\n");
+    assert_shows(" ack term 8\n");
+    assert_shows(" bye VM died\n");
+}
+
+static void put_hello(enum wire_channel channel)
+{
+    struct wire_hello hello = {
+        .version_min = 1, .version_max = 1, .channel = (uint8_t)channel, .from = "hosta"};
+    uint8_t raw[WIRE_HELLO_BYTES];
+
+    if (channel != WIRE_CHANNEL_ARBITER) {
+        hello.session[0] = 1;
+        strcpy(hello.vm, "web");
+    }
+    wire_hello_encode(&hello, raw);
+    put("wb", raw, sizeof(raw));
+}
+
+static void test_data(void **state)
+{
+    put_hello(WIRE_CHANNEL_DATA);
+    for (int i = 6; i < 10; i++)
+        put("ab", golden_msgs[i].bytes, golden_msgs[i].n);
+    assert_int_equal(dump(), 0);
+    assert_shows(" epoch-begin pair term 9\n");
+    assert_shows(" pages 2: 258=zero/0 4503599627370495=lz4/3\n");
+    assert_shows(" state qemu/pc-q35-7.2 258+260 of 1000 lz4/3\n");
+    assert_shows(" epoch-end pages 2 state 1000 digest d0d1d2d3d4d5d6d7d8d9dadbdcdddedf\n");
+}
+
+static void test_arbiter(void **state)
+{
+    put_hello(WIRE_CHANNEL_ARBITER);
+    for (int i = 10; i < 12; i++)
+        put("ab", golden_msgs[i].bytes, golden_msgs[i].n);
+    assert_int_equal(dump(), 0);
+    assert_shows(" arbiter-request swap vm \"web\""
+                 " expected {term 6, solo, owner \"hosta\", standby \"\"}"
+                 " wanted {term 7, paired, owner \"hosta\", standby \"hostb\"}\n");
+    assert_shows(" arbiter-reply conflict"
+                 " current {term 7, paired, owner \"hosta\", standby \"hostb\"}\n");
+}
+
+static void test_where_it_stops(void **state)
+{
+    char where[64];
+
+    put("wb", golden_hello, sizeof(golden_hello));
+    put("ab", golden_msgs[0].bytes, golden_msgs[0].n);
+    put("ab", golden_msgs[2].bytes, golden_msgs[2].n - 1);
+    assert_int_equal(dump(), 1);
+    assert_shows("heartbeat");
+    (void)snprintf(where, sizeof(where), "byte %zu: cut off",
+                   sizeof(golden_hello) + golden_msgs[0].n + golden_msgs[2].n - 1);
+    assert_shows(where);
+    put("wb", golden_hello, sizeof(golden_hello));
+    put("ab", golden_msgs[7].bytes, golden_msgs[7].n); /* pages on a control channel */
+    assert_int_equal(dump(), 1);
+    assert_shows("message of type 17 on channel 1");
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_register),       cmocka_unit_test(test_control),
+        cmocka_unit_test(test_data),           cmocka_unit_test(test_arbiter),
+        cmocka_unit_test(test_where_it_stops),
+    };
+
+    program = argc > 1 ? argv[1] : "understudy-dump";
+    return cmocka_run_group_tests(tests, setup, teardown);
+}

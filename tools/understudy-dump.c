@@ -1,0 +1,241 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <argp.h>
+#include <assert.h>
+#include <errno.h>
+#include <libgen.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "witness/store.h"
+#include "wire/msg.h"
+
+/* understudy-dump: shows, one line each, what one direction of a connection carried (a hello and
+ * messages, as any tool records them), or a register of the witness. For looking into failures; it
+ * believes nothing that the decoders refuse, and ends there with exit status 1. */
+
+static const char *name_of(const char *const names[], size_t n, unsigned value)
+{
+    return value < n && names[value] ? names[value] : "?";
+}
+
+#define NAME_OF(names, value) name_of(names, sizeof(names) / sizeof((names)[0]), value)
+
+static const char *const channel_names[] = {
+    [WIRE_CHANNEL_CONTROL] = "control",
+    [WIRE_CHANNEL_DATA] = "data",
+    [WIRE_CHANNEL_ARBITER] = "arbiter",
+};
+static const char *const encoding_names[] = {
+    [WIRE_ENC_ZERO] = "zero",
+    [WIRE_ENC_RAW] = "raw",
+    [WIRE_ENC_LZ4] = "lz4",
+};
+static const char *const bye_names[] = {
+    [WIRE_BYE_STOPPED] = "stopped",
+    [WIRE_BYE_VM_DIED] = "VM died",
+    [WIRE_BYE_TAKEN_OVER] = "taken over",
+    [WIRE_BYE_DISCARDED] = "discarded",
+};
+static const char *const status_names[] = {
+    [WIRE_ARB_DONE] = "done",
+    [WIRE_ARB_CONFLICT] = "conflict",
+    [WIRE_ARB_ERROR] = "error",
+};
+
+typedef unsigned long long ull; /* for printf */
+
+static void print_record(const char *before, const struct arb_record *record)
+{
+    if (record->term == 0)
+        printf("%s none", before);
+    else
+        printf("%s {term %llu, %s, owner \"%s\", standby \"%s\"}", before, (ull)record->term,
+               record->mode == ARB_PAIRED ? "paired" : "solo", record->owner, record->standby);
+}
+
+static void print_hello(const struct wire_hello *h)
+{
+    printf("hello versions %u-%u channel %s status %u resume %d features %#llx session ",
+           h->version_min, h->version_max, NAME_OF(channel_names, h->channel), h->status, h->resume,
+           (ull)h->features);
+    for (int i = 0; i < WIRE_SESSION_BYTES; i++)
+        printf("%02x", h->session[i]);
+    printf(" vm \"%s\" from \"%s\" text \"%s\"\n", h->vm, h->from, h->text);
+}
+
+static void print_pages(const struct wire_pages *pages)
+{
+    printf("pages %u:", pages->n);
+    for (uint32_t i = 0; i < pages->n; i++)
+        printf(" %llu=%s/%u", (ull)pages->page[i].number,
+               NAME_OF(encoding_names, pages->page[i].encoding), pages->page[i].n_bytes);
+}
+
+static void print_epoch_end(const struct wire_epoch_end *end)
+{
+    printf("epoch-end pages %llu state %llu digest ", (ull)end->n_pages, (ull)end->n_state_bytes);
+    for (int i = 0; i < WIRE_DIGEST_BYTES; i++)
+        printf("%02x", end->digest[i]);
+}
+
+static void print_arb_request(const struct wire_arb_request *request)
+{
+    printf("arbiter-request %s vm \"%s\"", request->op == WIRE_ARB_CAS ? "swap" : "get",
+           request->vm);
+    if (request->op == WIRE_ARB_CAS) {
+        print_record(" expected", &request->expected);
+        print_record(" wanted", &request->wanted);
+    }
+}
+
+static void print_msg(const struct wire_msg *m)
+{
+    printf("%llu ", (ull)m->epoch);
+    switch (m->type) {
+    case WIRE_HEARTBEAT:
+        printf("heartbeat seq %llu term %llu paired %u", (ull)m->u.heartbeat.seq,
+               (ull)m->u.heartbeat.term, m->u.heartbeat.paired);
+        break;
+    case WIRE_OFFER:
+        printf("offer %.*s", (int)m->u.offer.n_json, m->u.offer.json);
+        break;
+    case WIRE_READY:
+        printf("ready term %llu", (ull)m->u.ready.term);
+        break;
+    case WIRE_REFUSE:
+        printf("refuse \"%s\"", m->u.refuse.text);
+        break;
+    case WIRE_ACK:
+        printf("ack term %llu", (ull)m->u.ack.term);
+        break;
+    case WIRE_BYE:
+        printf("bye %s", NAME_OF(bye_names, m->u.bye.reason));
+        break;
+    case WIRE_EPOCH_BEGIN:
+        printf("epoch-begin pair term %llu", (ull)m->u.epoch_begin.pair_term);
+        break;
+    case WIRE_PAGES:
+        print_pages(&m->u.pages);
+        break;
+    case WIRE_STATE:
+        printf("state %s %llu+%u of %llu %s/%u", m->u.state.format, (ull)m->u.state.offset,
+               m->u.state.n_raw, (ull)m->u.state.total,
+               NAME_OF(encoding_names, m->u.state.encoding), m->u.state.n_bytes);
+        break;
+    case WIRE_EPOCH_END:
+        print_epoch_end(&m->u.epoch_end);
+        break;
+    case WIRE_ARB_REQUEST:
+        print_arb_request(&m->u.arb_request);
+        break;
+    case WIRE_ARB_REPLY:
+        printf("arbiter-reply %s", NAME_OF(status_names, m->u.arb_reply.status));
+        print_record(" current", &m->u.arb_reply.current);
+        break;
+    }
+    printf("\n");
+}
+
+/* 1: read; 0: the input ends before it; -EPROTO: it ends in the middle. */
+static int read_exactly(FILE *in, void *out, size_t n, struct err *err)
+{
+    size_t got = fread(out, 1, n, in);
+
+    if (got == n)
+        return 1;
+    return got == 0 && !ferror(in) ? 0 : err_set(err, -EPROTO, "cut off");
+}
+
+static int dump_messages(FILE *in, enum wire_channel channel, struct err *err)
+{
+    CLEANUP_FREE uint8_t *payload = malloc(WIRE_PAYLOAD_MAX);
+    uint8_t raw[WIRE_HEADER_BYTES];
+    struct wire_header header;
+    struct wire_msg msg;
+    int r;
+
+    if (!payload)
+        return err_sys(err, -ENOMEM, "buffer");
+    while ((r = read_exactly(in, raw, sizeof(raw), err)) > 0) {
+        r = wire_header_decode(raw, channel, &header, err);
+        if (r == 0 && read_exactly(in, payload, header.length, err) <= 0)
+            r = err_set(err, -EPROTO, "cut off");
+        if (r == 0)
+            r = wire_msg_decode(raw, &header, payload, &msg, err);
+        if (r < 0)
+            return r;
+        print_msg(&msg);
+    }
+    return r;
+}
+
+static int dump(FILE *in, const char *vm, struct err *err)
+{
+    uint8_t first[WIRE_HELLO_BYTES];
+    struct arb_record record;
+    struct wire_hello hello;
+    int r;
+
+    static_assert(sizeof(first) == STORE_FILE_BYTES, "both kinds of input begin with as much");
+    if (read_exactly(in, first, sizeof(first), err) <= 0)
+        return err_set(err, -EPROTO, "too short");
+    if (store_file_recognize(first)) {
+        r = store_file_decode(first, vm, &record, err);
+        if (r == 0) {
+            print_record(vm, &record);
+            printf("\n");
+        }
+        return r;
+    }
+    r = wire_hello_decode(first, &hello, err);
+    if (r < 0)
+        return r;
+    print_hello(&hello);
+    return dump_messages(in, hello.channel, err);
+}
+
+static error_t parse_option(int key, char *arg, struct argp_state *state)
+{
+    char **path = state->input;
+
+    switch (key) {
+    case ARGP_KEY_ARG:
+        if (*path)
+            argp_error(state, "one file at a time");
+        *path = arg;
+        return 0;
+    case ARGP_KEY_END:
+        if (!*path)
+            argp_error(state, "which file?");
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+int main(int argc, char **argv)
+{
+    static const struct argp argp = {
+        .parser = parse_option,
+        .args_doc = "FILE",
+        .doc = "Shows what one direction of a connection carried, or a register of the witness.",
+    };
+    char *path = NULL;
+    struct err err = {""};
+    FILE *in;
+    int r;
+
+    argp_parse(&argp, argc, argv, 0, NULL, &path);
+    in = fopen(path, "rbe");
+    if (!in) {
+        fprintf(stderr, "understudy-dump: %s: %s\n", path, strerror(errno));
+        return EXIT_FAILURE;
+    }
+    r = dump(in, basename(path), &err);
+    if (r < 0)
+        fprintf(stderr, "understudy-dump: %s: byte %ld: %s\n", path, ftell(in), err.text);
+    fclose(in);
+    return r < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
+}
