@@ -390,6 +390,7 @@ void receiver_detach(struct receiver *r)
         pthread_cond_wait(&r->idle, &r->lock);
     t = r->transport;
     r->transport = NULL;
+    r->report.error = 0;
     pthread_mutex_unlock(&r->lock);
     if (t)
         t->ops->close(t);

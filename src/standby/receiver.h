@@ -32,7 +32,7 @@ struct receiver_report {
     uint64_t applied_term;
     uint64_t wire_bytes; /* received since the receiver was made */
     uint64_t raw_bytes;
-    int error;      /* negative errno that ended the transport; 0 = fine */
+    int error;      /* negative errno that ended the transport; 0 = fine, or detached */
     char text[256]; /* why, for people */
 };
 

@@ -185,7 +185,7 @@ static void accept_first(struct standby_shell *s, struct knock *k, const struct 
 static void accept_resume(struct standby_shell *s, struct knock *k, const struct wire_hello *hello)
 {
     session_drop(s, 0); /* what is left of the broken link */
-    standby_look_at_receiver(s);
+    standby_look_at_receiver(s); /* what it still brought */
     become_control(s, k, hello);
     standby_simple_event(s, SEV_LINK_RESUMED);
     send_ready(s);
