@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #define XXH_STATIC_LINKING_ONLY
 #include <errno.h>
-#include <stdio.h>
 #include <string.h>
 #include <xxhash.h>
 
@@ -103,6 +102,13 @@ uint16_t wire_version_choose(const struct wire_hello *theirs)
     return highest;
 }
 
+/* Sets a text field; what does not fit is cut. */
+static void set_text(char *field, size_t n, const char *text)
+{
+    memset(field, 0, n);
+    memcpy(field, text, strnlen(text, n - 1));
+}
+
 void wire_hello_answer(const struct wire_hello *theirs, const char *from, uint8_t status,
                        const char *text, struct wire_hello *ret_answer)
 {
@@ -113,12 +119,11 @@ void wire_hello_answer(const struct wire_hello *theirs, const char *from, uint8_
     answer.version_max = version ? version : WIRE_VERSION_MAX;
     answer.status = status;
     answer.features = 0;
-    (void)snprintf(answer.from, sizeof(answer.from), "%s", from);
-    (void)snprintf(answer.text, sizeof(answer.text), "%s", text); /* cut: it is for people */
+    set_text(answer.from, sizeof(answer.from), from);
+    set_text(answer.text, sizeof(answer.text), text);
     if (!version && status == WIRE_OK) {
         answer.status = WIRE_REFUSED_VERSION;
-        (void)snprintf(answer.text, sizeof(answer.text), "this host speaks versions %d to %d",
-                       WIRE_VERSION_MIN, WIRE_VERSION_MAX);
+        set_text(answer.text, sizeof(answer.text), "no version or feature set in common");
     }
     *ret_answer = answer;
 }
