@@ -256,7 +256,7 @@ static void on_arbiter_answer(void *user, uint64_t id, uint8_t status,
     ev.u.answer.current = *current;
     guard_event(g, &ev);
     if (g->core.arbiter_silent != was_silent)
-        log_warning("arbiter %s: %s", g->config->witness, g->core.arbiter_silent ? why : "answers again");
+        log_warning("%s", g->core.arbiter_silent ? why : "the arbiter answers again");
 }
 
 /* ---- life ---- */

@@ -253,8 +253,7 @@ static void on_arbiter_answer(void *user, uint64_t id, uint8_t status,
     ev.u.answer.current = *current;
     standby_event(s, &ev);
     if (s->core.arbiter_silent != was_silent)
-        log_warning("arbiter %s: %s", s->config->witness,
-                    s->core.arbiter_silent ? why : "answers again");
+        log_warning("%s", s->core.arbiter_silent ? why : "the arbiter answers again");
 }
 
 /* ---- life ---- */
