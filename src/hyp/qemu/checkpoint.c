@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
-#include "hyp/qemu/clock.h"
+#include "io/clock.h"
 #include "hyp/qemu/vm.h"
 #include "io/log.h"
 
@@ -59,7 +59,7 @@ static void complete_if_all_seen(struct hyp_vm *vm)
 {
     if (vm->phase != VM_CHECKPOINT || vm->migration != VM_MIGRATION_COMPLETED || !vm->stream.ended)
         return;
-    vm->timing.state_ns = now_ns() - vm->order_ns;
+    vm->timing.state_ns = clock_now_ns() - vm->order_ns;
     disarm(&vm->stream);
     vm_finish(vm, VM_OUTCOME_CHECKPOINT, "device state complete");
 }
@@ -177,7 +177,7 @@ int vm_checkpoint(struct hyp_vm *vm, struct err *err)
     vm->migration = VM_MIGRATION_ACTIVE;
     vm->was_running = vm->running;
     vm->timing = (struct hyp_timing){0};
-    vm->order_ns = now_ns();
+    vm->order_ns = clock_now_ns();
     r = qmp_send(vm->qmp, "migrate", migrate_arguments, -1, on_migrate, vm);
     if (r < 0)
         return err_sys(err, r, "QMP migrate");
@@ -196,6 +196,7 @@ void vm_now_running(struct hyp_vm *vm)
         log_warning("qemu: the next checkpoint is not prepared");
 }
 
+/* The event RESUME comes a bit before the vCPUs run, the reply to cont just after. */
 static void on_cont(void *user, const json_t *ret, const char *error)
 {
     struct hyp_vm *vm = user;
@@ -295,8 +296,6 @@ void vm_checkpoint_event(struct hyp_vm *vm)
         fail_checkpoint(vm, "QEMU's migration failed");
     else if (vm->phase == VM_ROLLBACK && vm->migration > VM_MIGRATION_ACTIVE)
         settle_rollback(vm);
-    else if (vm->phase == VM_RESUME && vm->running) /* earlier than the reply to cont */
-        vm_now_running(vm);
     else
         complete_if_all_seen(vm);
 }

@@ -5,7 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "hyp/qemu/clock.h"
+#include "io/clock.h"
 #include "hyp/qemu/spawn.h"
 #include "hyp/qemu/uffd_inject.h"
 #include "hyp/qemu/vm.h"
@@ -155,7 +155,7 @@ static void on_qmp_event(void *user, const char *name, const json_t *data)
     if (strcmp(name, "STOP") == 0) {
         vm->running = false;
         if (vm->phase == VM_CHECKPOINT && !vm->timing.stop_ns)
-            vm->timing.stop_ns = now_ns() - vm->order_ns;
+            vm->timing.stop_ns = clock_now_ns() - vm->order_ns;
     } else if (strcmp(name, "RESUME") == 0) {
         vm->running = true;
     } else if (strcmp(name, "MIGRATION") == 0 && status) {
@@ -226,7 +226,7 @@ static int on_process_end(sd_event_source *source, int fd, uint32_t events, void
 
     (void)sd_event_source_set_enabled(source, SD_EVENT_OFF); /* off cannot fail */
     qmp_drain(vm->qmp);                                      /* its last event says why */
-    if (spawn_wait(vm->pidfd, now_ns(), &status) < 0)
+    if (spawn_wait(vm->pidfd, clock_now_ns(), &status) < 0)
         status = 0;
     close(vm->pidfd);
     vm->pidfd = -1;
@@ -313,7 +313,7 @@ void vm_close(struct hyp_vm *vm)
     dirty_done(&vm->dirty);
     if (vm->pidfd >= 0) {
         spawn_kill(vm->pidfd);
-        if (spawn_wait(vm->pidfd, now_ns() + VM_EXIT_TIMEOUT_MS * NS_PER_MS, &status) < 0)
+        if (spawn_wait(vm->pidfd, clock_now_ns() + VM_EXIT_TIMEOUT_MS * NS_PER_MS, &status) < 0)
             log_error("qemu: process %d does not end, even when killed", (int)vm->pid);
         close(vm->pidfd);
     }

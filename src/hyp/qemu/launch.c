@@ -11,7 +11,7 @@
 
 #include "base/cleanup.h"
 #include "hyp/qemu/args.h"
-#include "hyp/qemu/clock.h"
+#include "io/clock.h"
 #include "hyp/qemu/spawn.h"
 #include "hyp/qemu/vm.h"
 
@@ -208,11 +208,11 @@ int vm_launch(const struct hyp_launch *launch, struct hyp_vm **ret_vm, struct er
         return r;
     r = start_process(vm, launch, err);
     if (r == 0) {
-        wait.deadline_ns = now_ns() + VM_LAUNCH_TIMEOUT_MS * NS_PER_MS;
+        wait.deadline_ns = clock_now_ns() + VM_LAUNCH_TIMEOUT_MS * NS_PER_MS;
         wait.pidfd = vm->pidfd;
         r = prepare(vm, &wait, err);
         if (r == -ESRCH || r == -ENOTCONN) {
-            if (spawn_wait(vm->pidfd, now_ns() + VM_EOF_GRACE_MS * NS_PER_MS, &status) == 0)
+            if (spawn_wait(vm->pidfd, clock_now_ns() + VM_EOF_GRACE_MS * NS_PER_MS, &status) == 0)
                 close(take_fd(&vm->pidfd));
             explain(vm, err);
         }

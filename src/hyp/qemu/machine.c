@@ -7,7 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "hyp/qemu/clock.h"
+#include "io/clock.h"
 #include "hyp/qemu/spawn.h"
 
 enum {

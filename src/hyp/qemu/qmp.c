@@ -11,7 +11,7 @@
 #include <sys/uio.h>
 
 #include "base/cleanup.h"
-#include "hyp/qemu/clock.h"
+#include "hyp/qemu/deadline.h"
 
 enum {
     READ_BYTES = 16384,

@@ -7,7 +7,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
-#include "hyp/qemu/clock.h"
+#include "io/clock.h"
 #include "hyp/qemu/vm.h"
 
 /* Theory of operation. An incoming QEMU has the standby's RAM image mapped as its own memory and

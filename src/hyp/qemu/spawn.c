@@ -13,7 +13,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
-#include "hyp/qemu/clock.h"
+#include "hyp/qemu/deadline.h"
 
 /* Fills in what happens in the child between fork and exec. Returns an errno, as posix_spawn(3). */
 static int describe_child(posix_spawn_file_actions_t *actions, posix_spawnattr_t *attr,
@@ -82,7 +82,7 @@ int spawn_wait(int pidfd, uint64_t deadline_ns, int *ret_status)
     siginfo_t info = {0};
 
     while (poll(&fd, 1, ms_until(deadline_ns)) <= 0) {
-        if (now_ns() >= deadline_ns)
+        if (clock_now_ns() >= deadline_ns)
             return -ETIMEDOUT;
     }
     *ret_status = 0;
@@ -119,7 +119,7 @@ static int read_output(int fd, uint64_t deadline_ns, char *output, size_t cap)
         ssize_t got;
 
         if (poll(&pfd, 1, ms_until(deadline_ns)) <= 0) {
-            if (now_ns() >= deadline_ns)
+            if (clock_now_ns() >= deadline_ns)
                 return -ETIMEDOUT;
             continue;
         }
@@ -138,7 +138,7 @@ static int read_output(int fd, uint64_t deadline_ns, char *output, size_t cap)
 int spawn_capture(char *const argv[], uint64_t timeout_ns, char *ret_output, size_t cap,
                   struct err *err)
 {
-    uint64_t deadline_ns = now_ns() + timeout_ns;
+    uint64_t deadline_ns = clock_now_ns() + timeout_ns;
     CLEANUP_FD int read_end = -1;
     CLEANUP_FD int write_end = -1;
     CLEANUP_FD int pidfd = -1;
@@ -159,7 +159,7 @@ int spawn_capture(char *const argv[], uint64_t timeout_ns, char *ret_output, siz
         r = spawn_wait(pidfd, deadline_ns, &status);
     if (r < 0) {
         spawn_kill(pidfd);
-        if (spawn_wait(pidfd, now_ns() + NS_PER_S, &status) < 0)
+        if (spawn_wait(pidfd, clock_now_ns() + NS_PER_S, &status) < 0)
             return err_set(err, r, "%s does not end, even when killed", argv[0]);
         return err_set(err, r, "%s %s: no answer within %d ms", argv[0], argv[1],
                        (int)(timeout_ns / NS_PER_MS));

@@ -21,7 +21,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
-#include "hyp/qemu/clock.h"
+#include "io/clock.h"
 #include "hyp/qemu/uapi.h"
 
 /* Theory of operation. A userfaultfd watches the address space of the process that calls
@@ -55,7 +55,7 @@ struct tracee {
 static int tracee_wait(struct tracee *t, int *ret_status)
 {
     const struct timespec pause = {.tv_nsec = 20000};
-    uint64_t deadline_ns = now_ns() + STOP_TIMEOUT_MS * NS_PER_MS;
+    uint64_t deadline_ns = clock_now_ns() + STOP_TIMEOUT_MS * NS_PER_MS;
 
     for (;;) {
         siginfo_t info = {0};
@@ -67,7 +67,7 @@ static int tracee_wait(struct tracee *t, int *ret_status)
             *ret_status = info.si_status;
             return 0;
         }
-        if (now_ns() > deadline_ns)
+        if (clock_now_ns() > deadline_ns)
             return -ETIMEDOUT;
         (void)nanosleep(&pause, NULL); /* there is no descriptor to poll for ptrace stops */
     }
