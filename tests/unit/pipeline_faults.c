@@ -283,7 +283,7 @@ static const struct {
     {"pages without a begin", "no epoch begins where one should"},
     {"a begin inside of an epoch", "epoch 2: another epoch begins inside of it"},
     {"a page of another epoch", "epoch 2: another epoch begins inside of it"},
-    {"a page that the VM does not have", "epoch 2: page 512 of a VM that has 512"},
+    {"a page that the VM does not have", "epoch 2: page 128 of a VM that has 128"},
     {"a page after the state", "epoch 2: pages after the device state"},
     {"a gap in the state", "epoch 2: pieces of device state that do not belong together"},
     {"a piece of state twice", "epoch 2: pieces of device state that do not belong together"},

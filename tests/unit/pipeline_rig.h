@@ -20,7 +20,7 @@
  * the model of the image can follow at its own pace. */
 
 enum {
-    RIG_PAGES = 512,
+    RIG_PAGES = 128,
     RIG_CHUNK_BYTES = STAGE_CHUNK_PAGES * STAGE_PAGE_BYTES,
     RIG_SEND_CHUNKS = 8,
     RIG_RECEIVE_CHUNKS = 4,
