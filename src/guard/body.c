@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "guard/body.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -95,19 +96,19 @@ static int open_ram(struct body *b, struct err *err)
     return 0;
 }
 
-/* One end of a NIC's datagram path: DIR/VM.nicN.WHICH. */
-static int socket_path(const struct body *b, const char *dir, uint32_t nic, const char *which,
+/* One end of a NIC's datagram path: .../NAME/nicN.WHICH. */
+static int socket_path(const struct body *b, uint32_t nic, const char *which,
                        char ret_path[static 108], struct err *err)
 {
-    int n = snprintf(ret_path, 108, "%s/%s.nic%u.%s", dir, b->spec.name, nic, which);
+    int n = snprintf(ret_path, 108, "%s/nic%u.%s", b->own_dir, nic, which);
 
     if (n < 0 || n >= 108)
         return err_set(err, -ENAMETOOLONG, "%s: too long for a socket's path, use a shorter run_dir",
-                       dir);
+                       b->own_dir);
     return 0;
 }
 
-static int open_ports(struct body *b, const char *dir, struct hyp_nic_paths *paths, struct err *err)
+static int open_ports(struct body *b, struct hyp_nic_paths *paths, struct err *err)
 {
     uint32_t i;
     int r;
@@ -121,8 +122,8 @@ static int open_ports(struct body *b, const char *dir, struct hyp_nic_paths *pat
             .guard_path = paths[i].guard_path,
         };
 
-        if ((r = socket_path(b, dir, i, "hyp", paths[i].hyp_path, err)) < 0 ||
-            (r = socket_path(b, dir, i, "guard", paths[i].guard_path, err)) < 0)
+        if ((r = socket_path(b, i, "hyp", paths[i].hyp_path, err)) < 0 ||
+            (r = socket_path(b, i, "guard", paths[i].guard_path, err)) < 0)
             return r;
         memcpy(config.mac, b->spec.nics[i].mac, sizeof(config.mac));
         r = netport_open(&config, &b->ports[i], err);
@@ -140,7 +141,7 @@ static int body_start(struct body *b, bool incoming, struct err *err)
     char dir[VM_PATH_MAX + 8];
     struct hyp_launch launch = {
         .spec = &b->spec,
-        .run_dir = dir,
+        .run_dir = b->own_dir,
         .ram_path = b->ram_path,
         .emulator = b->config->emulator,
         .nics = paths,
@@ -153,8 +154,11 @@ static int body_start(struct body *b, bool incoming, struct err *err)
 
     (void)snprintf(dir, sizeof(dir), "%s/vms", b->config->run_dir);
     if ((r = make_dir(b->config->run_dir, err)) < 0 || (r = make_dir(dir, err)) < 0 ||
-        (r = open_lock(b, dir, err)) < 0 || (r = open_ram(b, err)) < 0 ||
-        (r = open_ports(b, dir, paths, err)) < 0)
+        (r = open_lock(b, dir, err)) < 0)
+        return r;
+    (void)snprintf(b->own_dir, sizeof(b->own_dir), "%s/%s", dir, b->spec.name);
+    if ((r = make_dir(b->own_dir, err)) < 0 || (r = open_ram(b, err)) < 0 ||
+        (r = open_ports(b, paths, err)) < 0)
         return r;
     return b->ops->launch(&launch, &b->vm, err);
 }
@@ -185,6 +189,19 @@ int body_open(const struct host_config *config, const struct vm_spec *spec,
     return 0;
 }
 
+/* What is left there is the hypervisor's log; its last words were quoted when it died. */
+static void remove_own_dir(const struct body *b)
+{
+    struct dirent *entry;
+    DIR *dir = opendir(b->own_dir);
+
+    while (dir && (entry = readdir(dir)))
+        (void)unlinkat(dirfd(dir), entry->d_name, 0);
+    if (dir)
+        closedir(dir);
+    (void)rmdir(b->own_dir);
+}
+
 void body_close(struct body *b)
 {
     uint32_t i;
@@ -200,6 +217,8 @@ void body_close(struct body *b)
         close(b->ram_fd);
         (void)unlink(b->ram_path);
     }
+    if (b->own_dir[0])
+        remove_own_dir(b);
     if (b->lock_fd >= 0) {
         char path[VM_PATH_MAX + 80];
 

@@ -17,6 +17,7 @@ struct body {
     struct vm_spec spec;
     const struct hyp_ops *ops;
     struct hyp_vm *vm; /* NULL once it is gone */
+    char own_dir[VM_PATH_MAX + 80]; /* run_dir/vms/NAME: sockets and log of the hypervisor */
     char ram_path[VM_PATH_MAX + 80];
     int ram_fd;
     uint8_t *ram; /* the guest's memory, shared with the hypervisor; n_pages pages */

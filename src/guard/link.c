@@ -55,6 +55,20 @@ static int open_channel(struct guard *g, enum wire_channel kind,
     return 0;
 }
 
+/* Did the standby accept the channel? */
+static bool accepted(struct guard *g, enum wire_channel channel, const struct wire_hello *answer)
+{
+    struct wire_hello sent;
+    struct err err;
+
+    fill_hello(g, channel, &sent);
+    if (wire_hello_check_answer(&sent, answer, &err) < 0) {
+        link_broken(g, err.text);
+        return false;
+    }
+    return true;
+}
+
 static void on_broken(void *user, const char *why)
 {
     link_broken(user, why);
@@ -93,10 +107,8 @@ static void on_data_hello(void *user, const struct wire_hello *hello)
     struct primary_event ev = {.type = PEV_LINK_READY};
     struct transport *t;
 
-    if (hello->status != WIRE_OK) {
-        link_broken(g, hello->text);
+    if (!accepted(g, WIRE_CHANNEL_DATA, hello))
         return;
-    }
     t = channel_take_transport(take_ptr(g->link.data));
     if (sender_attach(g->sender, t) < 0) {
         t->ops->close(t);
@@ -143,9 +155,7 @@ static void on_control_hello(void *user, const struct wire_hello *hello)
 {
     struct guard *g = user;
 
-    if (hello->status != WIRE_OK)
-        link_broken(g, hello->text);
-    else if (!g->link.resume)
+    if (accepted(g, WIRE_CHANNEL_CONTROL, hello) && !g->link.resume)
         send_offer(g);
 }
 

@@ -20,15 +20,10 @@ enum { PRIORITY_LINK = -10 };
 static void answer_hello(struct standby_shell *s, struct channel *c, const struct wire_hello *theirs,
                          enum wire_status status, const char *text)
 {
-    struct wire_hello hello = {
-        .channel = theirs->channel, .status = (uint8_t)status, .resume = theirs->resume};
+    struct wire_hello answer;
 
-    hello.version_min = hello.version_max = wire_version_choose(theirs);
-    memcpy(hello.session, theirs->session, sizeof(hello.session));
-    (void)snprintf(hello.vm, sizeof(hello.vm), "%s", s->vm);
-    (void)snprintf(hello.from, sizeof(hello.from), "%s", s->config->name);
-    (void)snprintf(hello.text, sizeof(hello.text), "%s", text);
-    channel_send_hello(c, &hello);
+    wire_hello_answer(theirs, s->config->name, (uint8_t)status, text, &answer);
+    channel_send_hello(c, &answer);
 }
 
 static void send_ready(struct standby_shell *s)
