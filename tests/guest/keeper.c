@@ -37,14 +37,14 @@ enum {
     PAGE_WORDS = PAGE_BYTES / 8,
     PAGES_PER_MIB = (1 << 20) / PAGE_BYTES,
     MIB_MAX = 1 << 20,
-    SLICE_PAGES = 64,       /* between two looks at the clients */
-    WAIT_MS = 10,           /* between two slices when the rate allows no more */
-    REPORTS_MAX = 20,       /* corrupt pages described on the console */
+    SLICE_PAGES = 64, /* between two looks at the clients */
+    WAIT_MS = 10,     /* between two slices when the rate allows no more */
+    REPORTS_MAX = 20, /* corrupt pages described on the console */
 };
 
 struct sweep {
-    uint64_t generation;    /* of the pages below next */
-    uint64_t next;          /* page to rewrite next */
+    uint64_t generation; /* of the pages below next */
+    uint64_t next;       /* page to rewrite next */
     uint64_t verified;
     uint64_t corrupt;
 };
@@ -52,9 +52,9 @@ struct sweep {
 struct keeper {
     uint64_t (*pages)[PAGE_WORDS];
     uint64_t n_pages;
-    struct sweep *sweep;    /* in a page of its own */
+    struct sweep *sweep; /* in a page of its own */
     uint64_t rate_mib_s;
-    uint64_t credit_bytes;  /* that the rate allows to write now */
+    uint64_t credit_bytes; /* that the rate allows to write now */
     uint64_t last_ns;
 };
 
@@ -62,15 +62,15 @@ static uint64_t now_ns(void)
 {
     struct timespec t;
 
-    clock_gettime(CLOCK_MONOTONIC, &t);   /* cannot fail: the clock always exists */
+    clock_gettime(CLOCK_MONOTONIC, &t); /* cannot fail: the clock always exists */
     return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
 }
 
 /* Words 2.. of a page are an arithmetic series whose start and step come from its first two. */
 static uint64_t fill_start(uint64_t index, uint64_t generation)
 {
-    uint64_t x = (index + 1) * UINT64_C(0x9e3779b97f4a7c15) ^
-                 generation * UINT64_C(0xbf58476d1ce4e5b9);
+    uint64_t x =
+        (index + 1) * UINT64_C(0x9e3779b97f4a7c15) ^ generation * UINT64_C(0xbf58476d1ce4e5b9);
 
     return x ^ x >> 29;
 }

@@ -31,13 +31,13 @@ enum { CONNECTIONS_MAX = 32, DEPTH_MAX = 64, LINE_MAX_BYTES = 128 };
 struct options {
     const char *host;
     uint16_t port;
-    uint64_t interval_ns;    /* between two requests of a connection; 0: on each answer */
-    uint64_t count;          /* operations in all */
+    uint64_t interval_ns; /* between two requests of a connection; 0: on each answer */
+    uint64_t count;       /* operations in all */
     uint64_t duration_ns;
     int connections;
-    int depth;               /* requests of a connection that may wait for their answers */
-    int timeout_ms;          /* mute for longer: given up */
-    int wait_ms;             /* for somebody to listen */
+    int depth;      /* requests of a connection that may wait for their answers */
+    int timeout_ms; /* mute for longer: given up */
+    int wait_ms;    /* for somebody to listen */
 };
 
 struct op {
@@ -49,10 +49,10 @@ struct connection {
     int fd;
     uint64_t next_n;
     uint64_t next_send_ns;
-    uint64_t last_count;         /* of its last answer */
+    uint64_t last_count; /* of its last answer */
     uint64_t last_answer_ns;
     double last_answer_unix_ms;
-    struct op pending[DEPTH_MAX];   /* ring: first, n_pending */
+    struct op pending[DEPTH_MAX]; /* ring: first, n_pending */
     unsigned first, n_pending;
     char in[LINE_MAX_BYTES];
     size_t in_bytes;
@@ -64,8 +64,8 @@ struct run {
     struct connection conns[CONNECTIONS_MAX];
     uint64_t sent;
     uint64_t end_ns;
-    uint64_t count, hash;    /* the ledger's, as they ought to be by the answers so far */
-    const char *broken;      /* why a connection is lost, or NULL */
+    uint64_t count, hash; /* the ledger's, as they ought to be by the answers so far */
+    const char *broken;   /* why a connection is lost, or NULL */
 };
 
 static volatile sig_atomic_t stopping;
@@ -340,8 +340,20 @@ static const char usage[] =
     "Exit status: 0 all acknowledged operations are there exactly once, 1 not so or the\n"
     "connection is lost, 2 usage.\n";
 
-enum { OPT_HOST = 1, OPT_PORT, OPT_INTERVAL, OPT_COUNT, OPT_DURATION, OPT_CONNECTIONS, OPT_DEPTH,
-       OPT_OUT, OPT_GAP, OPT_TIMEOUT, OPT_WAIT, OPT_HELP };
+enum {
+    OPT_HOST = 1,
+    OPT_PORT,
+    OPT_INTERVAL,
+    OPT_COUNT,
+    OPT_DURATION,
+    OPT_CONNECTIONS,
+    OPT_DEPTH,
+    OPT_OUT,
+    OPT_GAP,
+    OPT_TIMEOUT,
+    OPT_WAIT,
+    OPT_HELP
+};
 
 static const struct option long_options[] = {
     {"host", required_argument, NULL, OPT_HOST},
@@ -377,16 +389,36 @@ static void parse_option(struct run *r, int option)
     struct options *o = &r->opt;
 
     switch (option) {
-    case OPT_HOST: o->host = optarg; break;
-    case OPT_PORT: o->port = (uint16_t)number(optarg, 1, 65535); break;
-    case OPT_INTERVAL: o->interval_ns = (uint64_t)(number(optarg, 0, 1e6) * 1e6); break;
-    case OPT_COUNT: o->count = (uint64_t)number(optarg, 1, 1e12); break;
-    case OPT_DURATION: o->duration_ns = (uint64_t)(number(optarg, 0.001, 1e6) * 1e9); break;
-    case OPT_CONNECTIONS: o->connections = (int)number(optarg, 1, CONNECTIONS_MAX); break;
-    case OPT_DEPTH: o->depth = (int)number(optarg, 1, DEPTH_MAX); break;
-    case OPT_GAP: r->tally.report_gap_ns = (uint64_t)(number(optarg, 0, 1e6) * 1e6); break;
-    case OPT_TIMEOUT: o->timeout_ms = (int)(number(optarg, 0.1, 1e5) * 1e3); break;
-    case OPT_WAIT: o->wait_ms = (int)(number(optarg, 0, 1e5) * 1e3); break;
+    case OPT_HOST:
+        o->host = optarg;
+        break;
+    case OPT_PORT:
+        o->port = (uint16_t)number(optarg, 1, 65535);
+        break;
+    case OPT_INTERVAL:
+        o->interval_ns = (uint64_t)(number(optarg, 0, 1e6) * 1e6);
+        break;
+    case OPT_COUNT:
+        o->count = (uint64_t)number(optarg, 1, 1e12);
+        break;
+    case OPT_DURATION:
+        o->duration_ns = (uint64_t)(number(optarg, 0.001, 1e6) * 1e9);
+        break;
+    case OPT_CONNECTIONS:
+        o->connections = (int)number(optarg, 1, CONNECTIONS_MAX);
+        break;
+    case OPT_DEPTH:
+        o->depth = (int)number(optarg, 1, DEPTH_MAX);
+        break;
+    case OPT_GAP:
+        r->tally.report_gap_ns = (uint64_t)(number(optarg, 0, 1e6) * 1e6);
+        break;
+    case OPT_TIMEOUT:
+        o->timeout_ms = (int)(number(optarg, 0.1, 1e5) * 1e3);
+        break;
+    case OPT_WAIT:
+        o->wait_ms = (int)(number(optarg, 0, 1e5) * 1e3);
+        break;
     case OPT_OUT:
         r->tally.out = fopen(optarg, "we");
         if (!r->tally.out) {
@@ -406,8 +438,12 @@ static void parse_option(struct run *r, int option)
 int main(int argc, char **argv)
 {
     static struct run r = {
-        .opt = {.port = LEDGER_PORT, .interval_ns = 10000000, .count = UINT64_MAX,
-                .connections = 1, .depth = 1, .timeout_ms = 30000},
+        .opt = {.port = LEDGER_PORT,
+                .interval_ns = 10000000,
+                .count = UINT64_MAX,
+                .connections = 1,
+                .depth = 1,
+                .timeout_ms = 30000},
     };
     int option;
 

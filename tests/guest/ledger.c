@@ -26,7 +26,7 @@
 struct ledger {
     uint64_t count;
     uint64_t hash;
-    uint64_t numbers[LEDGER_MAX];   /* costs memory only as far as it is written */
+    uint64_t numbers[LEDGER_MAX]; /* costs memory only as far as it is written */
 };
 
 static void answer_add(struct ledger *l, const char *text, char *answer, size_t size)
@@ -83,7 +83,7 @@ int main(void)
     static struct ledger ledger;
     static struct line_server server;
 
-    ledger.hash = LEDGER_EMPTY_HASH;   /* an initialiser would make the program 32 MiB long */
+    ledger.hash = LEDGER_EMPTY_HASH; /* an initialiser would make the program 32 MiB long */
 
     int err = line_server_open(&server, LEDGER_PORT, answer_line, &ledger);
 

@@ -16,7 +16,7 @@ uint64_t line_now_ns(void)
 {
     struct timespec t;
 
-    clock_gettime(CLOCK_MONOTONIC, &t);   /* cannot fail: the clock always exists */
+    clock_gettime(CLOCK_MONOTONIC, &t); /* cannot fail: the clock always exists */
     return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
 }
 
@@ -57,7 +57,7 @@ static int connect_once(const struct sockaddr_in *to, int timeout_ms, uint64_t d
         if (err == -EINPROGRESS)
             err = wait_until(fd, POLLOUT, deadline_ns);
         if (!err) {
-            (void)getsockopt(fd, SOL_SOCKET, SO_ERROR, &err, &size);   /* fd is a socket */
+            (void)getsockopt(fd, SOL_SOCKET, SO_ERROR, &err, &size); /* fd is a socket */
             err = -err;
         }
     }
@@ -87,7 +87,7 @@ int line_connect(const char *host, uint16_t port, int timeout_ms, int wait_ms, i
         }
         if (line_now_ns() >= wait_until_ns)
             return fd;
-        poll(NULL, 0, 50);   /* there is no event for "now somebody listens" */
+        poll(NULL, 0, 50); /* there is no event for "now somebody listens" */
     }
 }
 
@@ -104,7 +104,7 @@ int line_exchange(int fd, const char *line, char *answer, size_t size, int timeo
     ssize_t n = send(fd, request, (size_t)want, MSG_NOSIGNAL);
 
     if (n != want)
-        return n < 0 ? -errno : -EIO;   /* so few bytes go whole or not at all */
+        return n < 0 ? -errno : -EIO; /* so few bytes go whole or not at all */
     while (got < size) {
         int err = wait_until(fd, POLLIN, deadline_ns);
 

@@ -46,7 +46,7 @@ static void conn_accept(struct line_server *s)
     int one = 1, idle_s = 60;
 
     if (fd < 0)
-        return;   /* the client has gone again */
+        return; /* the client has gone again */
     /* Failing to set these costs latency or a slot, not correctness. */
     (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
     (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one));
@@ -78,7 +78,7 @@ static void conn_line(struct line_server *s, struct line_conn *c, char *end)
     size_t used = (size_t)(end - c->in) + 1;
 
     if (c->skipping) {
-        c->skipping = false;   /* its error was sent when it grew too long */
+        c->skipping = false; /* its error was sent when it grew too long */
     } else {
         *end = '\0';
         if (strlen(c->in) == used - 1)

@@ -14,8 +14,8 @@
 
 enum {
     LINE_CONNS = 64,
-    LINE_BYTES = 128,        /* longest line or answer, with its newline */
-    LINE_OUT_BYTES = 4096,   /* answers waiting for one client to take them */
+    LINE_BYTES = 128,      /* longest line or answer, with its newline */
+    LINE_OUT_BYTES = 4096, /* answers waiting for one client to take them */
 };
 
 /*
@@ -25,8 +25,8 @@ enum {
 typedef void line_answer_fn(void *ctx, const char *line, char *answer, size_t size);
 
 struct line_conn {
-    int fd;              /* -1: free */
-    bool skipping;       /* inside a line that is too long: drop bytes until it ends */
+    int fd;        /* -1: free */
+    bool skipping; /* inside a line that is too long: drop bytes until it ends */
     size_t in_bytes;
     size_t out_bytes;
     char in[LINE_BYTES];
@@ -36,7 +36,7 @@ struct line_conn {
 struct line_server {
     int listen_fd;
     line_answer_fn *answer;
-    void *ctx;           /* borrowed; handed to answer */
+    void *ctx; /* borrowed; handed to answer */
     struct line_conn conns[LINE_CONNS];
 };
 

@@ -11,7 +11,7 @@ double tally_unix_ms(void)
 {
     struct timespec t;
 
-    clock_gettime(CLOCK_REALTIME, &t);   /* cannot fail: the clock always exists */
+    clock_gettime(CLOCK_REALTIME, &t); /* cannot fail: the clock always exists */
     return (double)t.tv_sec * 1e3 + (double)t.tv_nsec / 1e6;
 }
 
@@ -22,7 +22,7 @@ static void add_rtt(struct tally *t, uint64_t rtt_us)
         uint32_t *grown = cap <= TALLY_RTTS ? realloc(t->rtt_us, cap * sizeof(*grown)) : NULL;
 
         if (!grown)
-            return;   /* the percentiles are of the operations so far, then */
+            return; /* the percentiles are of the operations so far, then */
         t->rtt_us = grown;
         t->cap_rtts = cap;
     }
@@ -34,8 +34,8 @@ void tally_op(struct tally *t, uint64_t n, uint64_t rtt_ns)
     t->ops++;
     add_rtt(t, rtt_ns / 1000);
     if (t->out)
-        fprintf(t->out, "{\"t_ms\": %.3f, \"n\": %" PRIu64 ", \"rtt_ms\": %.3f}\n",
-                tally_unix_ms(), n, (double)rtt_ns / 1e6);
+        fprintf(t->out, "{\"t_ms\": %.3f, \"n\": %" PRIu64 ", \"rtt_ms\": %.3f}\n", tally_unix_ms(),
+                n, (double)rtt_ns / 1e6);
 }
 
 void tally_gap(struct tally *t, uint64_t gap_ns, double start_unix_ms)

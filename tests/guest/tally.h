@@ -9,17 +9,17 @@
 
 /* What ledger-client found out: counts of wrongs, round-trip times, the longest silence. */
 struct tally {
-    uint64_t ops;            /* acknowledged */
-    uint64_t lost;           /* acknowledged, then missing from the server's count */
-    uint64_t duplicated;     /* in the server's count more often than sent */
-    uint64_t corrupted;      /* wrong hash, wrong echo, or not an answer at all */
-    uint64_t max_gap_ns;     /* longest time between two consecutive answers */
-    double max_gap_unix_ms;  /* when it began */
-    uint32_t *rtt_us;        /* owned; one per operation, up to TALLY_RTTS */
+    uint64_t ops;           /* acknowledged */
+    uint64_t lost;          /* acknowledged, then missing from the server's count */
+    uint64_t duplicated;    /* in the server's count more often than sent */
+    uint64_t corrupted;     /* wrong hash, wrong echo, or not an answer at all */
+    uint64_t max_gap_ns;    /* longest time between two consecutive answers */
+    double max_gap_unix_ms; /* when it began */
+    uint32_t *rtt_us;       /* owned; one per operation, up to TALLY_RTTS */
     size_t n_rtts;
     size_t cap_rtts;
-    uint64_t report_gap_ns;  /* print silences longer than this as they end; 0: none */
-    FILE *out;               /* owned, may be NULL: one JSON object per answer */
+    uint64_t report_gap_ns; /* print silences longer than this as they end; 0: none */
+    FILE *out;              /* owned, may be NULL: one JSON object per answer */
 };
 
 /* Wall clock in milliseconds since 1970. */
