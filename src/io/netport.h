@@ -16,7 +16,8 @@
  * Frames from the guest are handed to the caller, who holds them and emits them later; frames for
  * the guest go straight through. One thread; no call blocks. The caller waits with poll or epoll on
  * two descriptors, for the events that the port wants at that moment: look at both again after
- * every call.
+ * every call. POLLERR comes unasked: on guest_fd it calls for read_guest(), which clears it, on
+ * tap_fd for forward_inbound(), which says what it is.
  *
  * Inbound, frames wait in the tap's own bounded queue while the hypervisor takes none (a VM that
  * stands still for a checkpoint), and are lost only when that is full, or nobody is there to take
