@@ -94,6 +94,15 @@ void control_buf_drop(struct control_buf *buf, size_t n)
     memmove(buf->bytes, buf->bytes + n, buf->n);
 }
 
+int control_buf_add(struct control_buf *buf, const char *bytes, size_t n)
+{
+    if (reserve(buf, n) < 0)
+        return -ENOMEM;
+    memcpy(buf->bytes + buf->n, bytes, n);
+    buf->n += n;
+    return 0;
+}
+
 int control_buf_add_json(struct control_buf *buf, const json_t *json)
 {
     CLEANUP_FREE char *text = json_dumps(json, JSON_COMPACT);
@@ -104,12 +113,8 @@ int control_buf_add_json(struct control_buf *buf, const json_t *json)
     n = strlen(text);
     if (buf->n + n + 1 > CONTROL_LINE_MAX)
         return -ENOBUFS;
-    if (reserve(buf, n + 1) < 0)
-        return -ENOMEM;
-    memcpy(buf->bytes + buf->n, text, n);
-    buf->bytes[buf->n + n] = '\n';
-    buf->n += n + 1;
-    return 0;
+    text[n] = '\n'; /* in place of the NUL */
+    return control_buf_add(buf, text, n + 1);
 }
 
 static ssize_t send_some(struct control_buf *buf, int sock, int fd)

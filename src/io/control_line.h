@@ -30,6 +30,9 @@ ssize_t control_buf_line(const struct control_buf *buf);
 /* Drops the first n bytes. */
 void control_buf_drop(struct control_buf *buf, size_t n);
 
+/* Appends bytes. -ENOMEM. */
+int control_buf_add(struct control_buf *buf, const char *bytes, size_t n) US_MUST_CHECK;
+
 /* Appends one line. -ENOMEM, or -ENOBUFS when more than CONTROL_LINE_MAX bytes would wait. */
 int control_buf_add_json(struct control_buf *buf, const json_t *json) US_MUST_CHECK;
 

@@ -151,6 +151,8 @@ int vm_json_to_spec(const json_t *json, struct vm_spec *ret_spec, struct err *er
     char field[32];
     int r;
 
+    if (!json)
+        return err_set(err, -EPROTO, "there is no definition");
     /* json_unpack does not change what it reads; its parameter is not const for old callers. */
     if (json_unpack_ex((json_t *)(uintptr_t)json, &why, JSON_STRICT,
                        "{s:s, s:I, s:I, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:o, s:o,"

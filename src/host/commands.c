@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "host/host.h"
+#include "io/vm_json.h"
+#include "wire/msg.h"
+
+/* The control socket of understudyd: docs/control.md. */
+
+typedef void command_fn(struct host *host, struct control_request *req, const char *vm);
+
+static void start(struct host *host, struct control_request *req, const char *none)
+{
+    CLEANUP_FREE struct vm_spec *spec = malloc(sizeof(*spec));
+    struct vm_order order = {.start = req, .conn_fd = -1};
+    const struct vm *running;
+    struct err err;
+
+    if (!spec || vm_json_to_spec(json_object_get(control_body(req), "vm"), spec, &err) < 0) {
+        control_fail(req, "vm: %s", spec ? err.text : "out of memory");
+        return;
+    }
+    running = vm_get(host, spec->name);
+    if (running) {
+        control_fail(req, "%s: %s", spec->name,
+                     running->backs ? "this host is its standby, or has taken it over"
+                                    : "runs on this host already");
+        return;
+    }
+    order.name = spec->name;
+    order.seize = json_is_true(json_object_get(control_body(req), "seize"));
+    order.had_record = record_exists(&host->config, spec->name);
+    if (record_write(&host->config, spec, &err) < 0 || vm_start(host, &order, &err) < 0) {
+        if (!order.had_record)
+            record_remove(&host->config, spec->name);
+        control_fail(req, "%s: %s", spec->name, err.text);
+    }
+}
+
+static void stop(struct host *host, struct control_request *req, const char *name)
+{
+    struct vm *vm = vm_get(host, name);
+    json_t *note = ended_read(&host->config, name);
+    bool known = note || record_exists(&host->config, name);
+
+    json_decref(note);
+    if (vm) {
+        relay_stop(host, vm, req);
+    } else if (known) {
+        record_remove(&host->config, name);
+        ended_remove(&host->config, name);
+        control_reply(req, json_pack("{s:s}", "note", "it was not running; forgotten"));
+    } else {
+        control_fail(req, "%s: not known on this host", name);
+    }
+}
+
+static void order(struct host *host, struct control_request *req, const char *name)
+{
+    struct vm *vm = vm_get(host, name);
+
+    if (vm)
+        relay_order(host, vm, req);
+    else
+        control_fail(req, "%s: does not run on this host", name);
+}
+
+static void status(struct host *host, struct control_request *req, const char *name)
+{
+    status_request(host, req);
+}
+
+static void ping(struct host *host, struct control_request *req, const char *none)
+{
+    control_reply(req, json_pack("{s:s, s:s, s:i}", "host", host->config.name, "version",
+                                 US_VERSION, "pid", (int)getpid()));
+}
+
+static const struct {
+    const char *name;
+    bool names_vm; /* needs "vm": the name of a VM */
+    command_fn *run;
+} commands[] = {
+    {"start", false, start},    {"stop", true, stop},      {"protect", true, order},
+    {"unprotect", true, order}, {"failover", true, order}, {"status", false, status},
+    {"ping", false, ping},
+};
+
+void host_command(void *user, struct control_request *req)
+{
+    struct host *host = user;
+    const char *name = control_command(req), *vm = control_string(req, "vm");
+
+    for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++) {
+        if (strcmp(commands[i].name, name) != 0)
+            continue;
+        if (commands[i].names_vm && (!vm || !wire_name_valid(vm)))
+            control_fail(req, "%s: \"vm\" must be the name of a VM", name);
+        else
+            commands[i].run(host, req, vm);
+        return;
+    }
+    control_fail(req, "unknown command \"%.32s\"", name);
+}

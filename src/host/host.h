@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef US_HOST_HOST_H
+#define US_HOST_HOST_H
+
+#include <systemd/sd-event.h>
+
+#include "host/records.h"
+#include "io/config.h"
+#include "io/control.h"
+#include "io/control_line.h"
+#include "io/log.h"
+
+/* understudyd's insides. One thread, one sd_event loop; nothing in it blocks but the short writes
+ * of records. What runs a VM is a process of its own (understudy-guard), which lives on when
+ * understudyd ends or crashes; the table here is what understudyd knows of these processes:
+ *
+ *   vms.c       the table: processes started, found again, ended
+ *   commands.c  the control socket: start and stop; everything else goes to
+ *   relay.c     the VM's process, whose answer comes back from there
+ *   status.c    status, put together from all processes and records
+ *   peers.c     connections of peers: looked at unread, handed to the VM's process
+ *   records.c   what is on disk
+ *   vm_spawn.c  how a process is started and how it ended */
+
+enum {
+    HOST_VMS_MAX = 64,   /* processes of VMs, either role */
+    HOST_KNOCKS_MAX = 64 /* connections of peers that are not handed over yet */
+};
+
+struct host {
+    sd_event *event;
+    struct host_config config;
+    const char *config_path;
+    struct control_server *control;
+    struct vm *vms;
+    unsigned n_vms;
+    struct relay *relays;
+    struct peers *peers;
+};
+
+enum vm_state {
+    VM_STARTING = 1, /* spawned; its ready line has not come. Exits: running, gone */
+    VM_RUNNING,      /* serves its socket. Exits: gone */
+};
+
+/* One process of a VM. Lives from spawn or discovery until the process has ended. */
+struct vm {
+    struct vm *next;
+    struct host *host;
+    char name[VM_NAME_MAX];
+    enum vm_state state;
+    bool backs; /* began as a standby (it may have taken over since) */
+    pid_t pid;
+    int pidfd;
+    off_t log_offset;
+    sd_event_source *exit_source;
+    /* starting only */
+    int ready_fd; /* else -1 */
+    struct control_buf ready_line;
+    sd_event_source *ready_source, *ready_timer;
+    struct control_request *start; /* waits for the answer; NULL for a standby */
+    bool had_record;               /* before this start */
+    char refusal[512];             /* why it will not run, "" = it has not refused */
+};
+
+/* --- vms.c --- */
+
+/* Finds the processes that an earlier understudyd has left, and removes the sockets of those that
+ * are gone. Blocks for a moment; before the loop runs. */
+void vms_find(struct host *host);
+
+struct vm *vm_get(const struct host *host, const char *name); /* NULL: there is no process */
+
+/* What to start. A primary: its record is written; `start` is answered once the VM runs, or with
+ * why not, and taken on success only. A standby: conn_fd is its connection, which stays the
+ * caller's. */
+struct vm_order {
+    const char *name;
+    struct control_request *start; /* NULL for a standby */
+    bool seize, had_record;        /* primary */
+    int conn_fd;                   /* -1 for a primary */
+};
+
+int vm_start(struct host *host, const struct vm_order *order, struct err *err) US_MUST_CHECK;
+
+/* Forgets everything; the processes go on. */
+void vms_done(struct host *host);
+
+/* Tells systemd how many VMs there are. */
+void vms_notify(const struct host *host);
+
+/* --- relay.c --- */
+
+/* Passes a request (taken) on to the VM's process and its answer back. */
+void relay_order(struct host *host, struct vm *vm, struct control_request *req);
+
+/* As relay_order() for "stop"; answers once the process is gone, and then clears the VM's record.
+ */
+void relay_stop(struct host *host, struct vm *vm, struct control_request *req);
+
+void relay_vm_gone(struct host *host, const char *name); /* the process has ended */
+void relays_done(struct host *host);
+
+/* --- status.c --- */
+
+/* Answers "status" (taken): of one VM with "vm", of all without. */
+void status_request(struct host *host, struct control_request *req);
+
+/* --- commands.c --- */
+
+void host_command(void *user, struct control_request *req); /* a control_handler_fn */
+
+/* --- peers.c --- */
+
+/* Listens for peers. */
+int peers_open(struct host *host, struct err *err) US_MUST_CHECK;
+void peers_close(struct host *host);
+
+/* A VM's process is ready, or gone: connections that wait for it go on. */
+void peers_vm_changed(struct host *host, const char *vm);
+
+#endif

@@ -1,0 +1,201 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "host/records.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+
+#include "base/cleanup.h"
+#include "io/log.h"
+#include "io/vm_json.h"
+#include "wire/msg.h"
+
+/* Makes a directory and those above it. */
+static int make_dirs(const char *dir, struct err *err)
+{
+    char path[RECORD_PATH_MAX];
+
+    (void)snprintf(path, sizeof(path), "%s", dir);
+    for (char *p = path + 1;; p++) {
+        char was = *p;
+
+        if (was != '/' && was != '\0')
+            continue;
+        *p = '\0';
+        if (mkdir(path, 0700) < 0 && errno != EEXIST)
+            return err_sys(err, -errno, "%s", path);
+        if (was == '\0')
+            return 0;
+        *p = was;
+    }
+}
+
+int records_prepare(const struct host_config *config, struct err *err)
+{
+    char state[RECORD_PATH_MAX], run[RECORD_PATH_MAX];
+    int r;
+
+    (void)snprintf(state, sizeof(state), "%s/vms", config->state_dir);
+    (void)snprintf(run, sizeof(run), "%s/vms", config->run_dir);
+    r = make_dirs(state, err);
+    if (r == 0)
+        r = make_dirs(run, err);
+    if (r == 0)
+        r = make_dirs(config->memory_dir, err);
+    return r;
+}
+
+void record_path(const struct host_config *config, const char *vm, char *out)
+{
+    (void)snprintf(out, RECORD_PATH_MAX, "%s/vms/%s.json", config->state_dir, vm);
+}
+
+static void ended_path(const struct host_config *config, const char *vm, char *out)
+{
+    (void)snprintf(out, RECORD_PATH_MAX, "%s/vms/%s.ended.json", config->state_dir, vm);
+}
+
+void vm_socket_path(const struct host_config *config, const char *vm, char *out)
+{
+    (void)snprintf(out, RECORD_PATH_MAX, "%s/vms/%s.sock", config->run_dir, vm);
+}
+
+void vm_log_path(const struct host_config *config, const char *vm, char *out)
+{
+    (void)snprintf(out, RECORD_PATH_MAX, "%s/vms/%s.log", config->run_dir, vm);
+}
+
+static int sync_dir(const char *dir)
+{
+    CLEANUP_FD int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+    return fd < 0 || fsync(fd) < 0 ? -errno : 0;
+}
+
+/* Replaces a file as a whole, durably. */
+static int write_json(const struct host_config *config, const char *path, const json_t *json,
+                      struct err *err)
+{
+    char new_path[RECORD_PATH_MAX + 8], dir[RECORD_PATH_MAX];
+    CLEANUP_FD int fd = -1;
+    int r = 0;
+
+    (void)snprintf(new_path, sizeof(new_path), "%s.new", path);
+    (void)snprintf(dir, sizeof(dir), "%s/vms", config->state_dir);
+    fd = open(new_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return err_sys(err, -errno, "%s", new_path);
+    errno = EIO;
+    if (json_dumpfd(json, fd, JSON_INDENT(2)) < 0 || fsync(fd) < 0 || rename(new_path, path) < 0)
+        r = -errno;
+    if (r == 0)
+        r = sync_dir(dir);
+    return r < 0 ? err_sys(err, r, "%s", path) : 0;
+}
+
+int record_write(const struct host_config *config, const struct vm_spec *spec, struct err *err)
+{
+    json_t *json = vm_json_from_spec(spec);
+    char path[RECORD_PATH_MAX];
+    int r;
+
+    record_path(config, spec->name, path);
+    r = json ? write_json(config, path, json, err) : err_set(err, -ENOMEM, "out of memory");
+    json_decref(json);
+    return r;
+}
+
+bool record_exists(const struct host_config *config, const char *vm)
+{
+    char path[RECORD_PATH_MAX];
+
+    record_path(config, vm, path);
+    return access(path, F_OK) == 0;
+}
+
+static void remove_file(const char *path)
+{
+    if (unlink(path) < 0 && errno != ENOENT)
+        log_warning("%s: %s", path, strerror(errno));
+}
+
+void record_remove(const struct host_config *config, const char *vm)
+{
+    char path[RECORD_PATH_MAX];
+
+    record_path(config, vm, path);
+    remove_file(path);
+}
+
+void ended_remove(const struct host_config *config, const char *vm)
+{
+    char path[RECORD_PATH_MAX];
+
+    ended_path(config, vm, path);
+    remove_file(path);
+}
+
+json_t *record_read(const struct host_config *config, const char *vm)
+{
+    char path[RECORD_PATH_MAX];
+
+    record_path(config, vm, path);
+    return json_load_file(path, JSON_REJECT_DUPLICATES, NULL);
+}
+
+json_t *ended_read(const struct host_config *config, const char *vm)
+{
+    char path[RECORD_PATH_MAX];
+
+    ended_path(config, vm, path);
+    return json_load_file(path, JSON_REJECT_DUPLICATES, NULL);
+}
+
+void ended_note_crash(const struct host_config *config, const char *vm, const char *detail)
+{
+    char path[RECORD_PATH_MAX];
+    struct err err;
+    json_t *note;
+
+    ended_path(config, vm, path);
+    if (access(path, F_OK) == 0)
+        return;
+    note = json_pack("{s:s, s:s, s:s, s:s, s:i, s:I}", "vm", vm, "reason", "crashed", "detail",
+                     detail, "owner", "", "term", 0, "unix", (json_int_t)time(NULL));
+    if (!note || write_json(config, path, note, &err) < 0)
+        log_warning("%s: %s", vm, note ? err.text : "out of memory");
+    json_decref(note);
+}
+
+void records_each(const struct host_config *config, void (*fn)(void *user, const char *vm),
+                  void *user)
+{
+    static const char *const endings[] = {".ended.json", ".json"};
+    char path[RECORD_PATH_MAX];
+    struct dirent *entry;
+    DIR *dir;
+
+    (void)snprintf(path, sizeof(path), "%s/vms", config->state_dir);
+    dir = opendir(path);
+    while (dir && (entry = readdir(dir))) {
+        size_t n = strlen(entry->d_name);
+
+        for (size_t i = 0; i < sizeof(endings) / sizeof(endings[0]); i++) {
+            size_t n_ending = strlen(endings[i]);
+            char vm[VM_NAME_MAX];
+
+            if (n <= n_ending || n - n_ending >= sizeof(vm) ||
+                strcmp(entry->d_name + n - n_ending, endings[i]) != 0)
+                continue;
+            (void)snprintf(vm, sizeof(vm), "%.*s", (int)(n - n_ending), entry->d_name);
+            if (wire_name_valid(vm)) /* no name has a dot, so each file fits one ending */
+                fn(user, vm);
+        }
+    }
+    if (dir)
+        (void)closedir(dir); /* only read */
+}

@@ -1,0 +1,319 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/pidfd.h>
+#include <sys/socket.h>
+#include <systemd/sd-daemon.h>
+
+#include "base/cleanup.h"
+#include "host/host.h"
+#include "host/vm_spawn.h"
+#include "wire/msg.h"
+
+/* Long enough for the slowest start: launch of the hypervisor and an arbiter out of reach. */
+#define READY_TIMEOUT_US UINT64_C(60000000)
+
+enum { READY_LINE_MAX = 8192 }; /* bytes */
+
+static int on_exit_event(sd_event_source *source, int fd, uint32_t events, void *user);
+
+struct vm *vm_get(const struct host *host, const char *name)
+{
+    struct vm *vm = host->vms;
+
+    while (vm && strcmp(vm->name, name) != 0)
+        vm = vm->next;
+    return vm;
+}
+
+void vms_notify(const struct host *host)
+{
+    (void)sd_notifyf(0, "STATUS=%u VM%s on this host", host->n_vms, host->n_vms == 1 ? "" : "s");
+}
+
+static void vm_free(struct vm *vm)
+{
+    sd_event_source_disable_unref(vm->exit_source);
+    sd_event_source_disable_unref(vm->ready_source);
+    sd_event_source_disable_unref(vm->ready_timer);
+    control_buf_done(&vm->ready_line);
+    if (vm->ready_fd >= 0)
+        close(vm->ready_fd);
+    close(vm->pidfd);
+    free(vm);
+}
+
+/* Adds a process to the table. pidfd and ready_fd (-1 = none) are taken, also on failure. */
+static int vm_add(struct host *host, const char *name, pid_t pid, int pidfd, int ready_fd,
+                  struct vm **ret_vm)
+{
+    struct vm *vm = calloc(1, sizeof(*vm));
+    int r;
+
+    if (!vm) {
+        close(pidfd);
+        if (ready_fd >= 0)
+            close(ready_fd);
+        return -ENOMEM;
+    }
+    *vm = (struct vm){
+        .host = host, .state = VM_RUNNING, .pid = pid, .pidfd = pidfd, .ready_fd = ready_fd};
+    (void)snprintf(vm->name, sizeof(vm->name), "%s", name);
+    r = sd_event_add_io(host->event, &vm->exit_source, pidfd, EPOLLIN, on_exit_event, vm);
+    if (r < 0) {
+        vm_free(vm);
+        return r;
+    }
+    vm->next = host->vms;
+    host->vms = vm;
+    host->n_vms++;
+    vms_notify(host);
+    *ret_vm = vm;
+    return 0;
+}
+
+/* Takes it out of the table; it still has to be freed. */
+static void vm_unlink(struct vm *vm)
+{
+    struct host *host = vm->host;
+    struct vm **link = &host->vms;
+
+    while (*link != vm)
+        link = &(*link)->next;
+    *link = vm->next;
+    host->n_vms--;
+    vms_notify(host);
+}
+
+/* Ends the starting phase and answers `start`, if somebody waits for it. refused NULL: it runs. */
+static void vm_settle(struct vm *vm, const char *refused)
+{
+    struct control_request *start = take_ptr(vm->start);
+
+    vm->ready_source = sd_event_source_disable_unref(vm->ready_source);
+    vm->ready_timer = sd_event_source_disable_unref(vm->ready_timer);
+    if (vm->ready_fd >= 0)
+        close(take_fd(&vm->ready_fd));
+    vm->state = VM_RUNNING;
+    if (refused)
+        log_warning("%s: not started: %s", vm->name, refused);
+    else
+        log_info("%s: %s, pid %d", vm->name, vm->backs ? "standby" : "primary", (int)vm->pid);
+    if (start && refused)
+        control_fail(start, "%s: %s", vm->name, refused);
+    else if (start)
+        control_reply(start, NULL);
+    peers_vm_changed(vm->host, vm->name);
+}
+
+static void vm_not_started(struct vm *vm, const char *why)
+{
+    if (!vm->backs && !vm->had_record)
+        record_remove(&vm->host->config, vm->name);
+    vm_settle(vm, why);
+}
+
+/* The process will not run the VM, and is about to end: only then `start` is answered, so that the
+ * next one finds it gone. */
+static void vm_refused(struct vm *vm, const char *why)
+{
+    (void)snprintf(vm->refusal, sizeof(vm->refusal), "%s", why);
+    vm->ready_source = sd_event_source_disable_unref(vm->ready_source);
+}
+
+static void vm_ready(struct vm *vm)
+{
+    if (!vm->backs)
+        ended_remove(&vm->host->config, vm->name);
+    vm_settle(vm, NULL);
+}
+
+/* The process has ended. A start that never became ready failed; a VM that ended otherwise than by
+ * its process' own decision leaves a note. */
+static void vm_gone(struct vm *vm)
+{
+    struct host *host = vm->host;
+    char how[96], words[256], text[400], path[RECORD_PATH_MAX];
+    bool bad = spawn_reap(vm->pidfd, how, sizeof(how));
+
+    vm_unlink(vm);
+    vm_socket_path(&host->config, vm->name, path);
+    (void)unlink(path); /* a process that ended well has done it */
+    spawn_last_words(&host->config, vm->name, vm->log_offset, words, sizeof(words));
+    (void)snprintf(text, sizeof(text), "its process %s%s%s", how, bad && words[0] ? ": " : "",
+                   bad ? words : "");
+    log_line(bad ? LOG_WARNING : LOG_INFO, "%s: %s", vm->name, text);
+    if (vm->state == VM_STARTING)
+        vm_not_started(vm, vm->refusal[0] ? vm->refusal : text);
+    else if (bad && record_exists(&host->config, vm->name))
+        ended_note_crash(&host->config, vm->name, text);
+    relay_vm_gone(host, vm->name);
+    peers_vm_changed(host, vm->name);
+    vm_free(vm);
+}
+
+static int on_exit_event(sd_event_source *source, int fd, uint32_t events, void *user)
+{
+    vm_gone(user);
+    return 0;
+}
+
+/* The ready line: {"ok": true} or {"ok": false, "error": ...}. */
+static void ready_line(struct vm *vm, const char *line, size_t n)
+{
+    json_t *json = NULL;
+    struct err err;
+    bool is_answer = false;
+
+    if (control_parse_answer(line, n, &json, &is_answer, &err) < 0)
+        vm_refused(vm, err.text);
+    else if (is_answer && json_is_true(json_object_get(json, "ok")))
+        vm_ready(vm);
+    else
+        vm_refused(vm, json_string_value(json_object_get(json, "error")) ?: "no reason given");
+    json_decref(json);
+}
+
+static int on_ready(sd_event_source *source, int fd, uint32_t events, void *user)
+{
+    struct vm *vm = user;
+    char text[1024];
+    ssize_t n = read(fd, text, sizeof(text));
+
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        return 0;
+    if (n <= 0) {
+        /* It crashed; how will be known when the process is gone. */
+        vm->ready_source = sd_event_source_disable_unref(vm->ready_source);
+        return 0;
+    }
+    if (vm->ready_line.n > READY_LINE_MAX ||
+        control_buf_add(&vm->ready_line, text, (size_t)n) < 0) {
+        vm_refused(vm, "its ready line is too long");
+        return 0;
+    }
+    n = control_buf_line(&vm->ready_line);
+    if (n >= 0)
+        ready_line(vm, vm->ready_line.bytes, (size_t)n);
+    return 0;
+}
+
+static int on_ready_timeout(sd_event_source *source, uint64_t usec, void *user)
+{
+    struct vm *vm = user;
+
+    vm_settle(vm, vm->refusal[0] ? vm->refusal : "it is not ready yet after 60 s; see its status");
+    return 0;
+}
+
+int vm_start(struct host *host, const struct vm_order *order, struct err *err)
+{
+    struct spawn_params params = {.config = &host->config,
+                                  .config_path = host->config_path,
+                                  .vm = order->name,
+                                  .conn_fd = order->conn_fd,
+                                  .seize = order->seize};
+    struct spawned s;
+    struct vm *vm;
+    int r;
+
+    if (host->n_vms == HOST_VMS_MAX)
+        return err_set(err, -EBUSY, "%d VMs are the most that a host takes", HOST_VMS_MAX);
+    r = spawn_vm(&params, &s, err);
+    if (r < 0)
+        return r;
+    r = vm_add(host, order->name, s.pid, s.pidfd, s.ready_fd, &vm);
+    if (r < 0)
+        return err_sys(err, r, "%s", order->name);
+    vm->state = VM_STARTING;
+    vm->backs = order->conn_fd >= 0;
+    vm->log_offset = s.log_offset;
+    vm->start = order->start;
+    vm->had_record = order->had_record;
+    r = sd_event_add_io(host->event, &vm->ready_source, vm->ready_fd, EPOLLIN, on_ready, vm);
+    if (r >= 0)
+        r = sd_event_add_time_relative(host->event, &vm->ready_timer, CLOCK_MONOTONIC,
+                                       READY_TIMEOUT_US, 1000, on_ready_timeout, vm);
+    if (r < 0) /* the process exists and goes on: only nobody hears from it */
+        vm_settle(vm, strerror(-r));
+    return 0;
+}
+
+/* The process that listens on a VM's socket, or 0 when there is none. */
+static pid_t listener_of(const char *path)
+{
+    CLEANUP_FD int sock = -1;
+    struct ucred cred;
+    socklen_t n = sizeof(cred);
+
+    if (control_connect(path, &sock, NULL) < 0 ||
+        getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &cred, &n) < 0)
+        return 0;
+    return cred.pid;
+}
+
+static void find_one(struct host *host, const char *name)
+{
+    char path[RECORD_PATH_MAX];
+    pid_t pid;
+    int pidfd;
+    struct vm *vm;
+
+    vm_socket_path(&host->config, name, path);
+    pid = listener_of(path);
+    if (pid == 0) {
+        log_info("%s: its process is gone", name);
+        (void)unlink(path);
+        return;
+    }
+    pidfd = pidfd_open(pid, 0);
+    if (pidfd < 0) {
+        log_warning("%s: pid %d: %s", name, (int)pid, strerror(errno));
+        return;
+    }
+    if (vm_add(host, name, pid, pidfd, -1, &vm) < 0) {
+        log_error("%s: out of memory", name);
+        return;
+    }
+    log_info("%s: found again, pid %d", name, (int)pid);
+}
+
+void vms_find(struct host *host)
+{
+    static const char ending[] = ".sock";
+    char path[RECORD_PATH_MAX];
+    struct dirent *entry;
+    DIR *dir;
+
+    (void)snprintf(path, sizeof(path), "%s/vms", host->config.run_dir);
+    dir = opendir(path);
+    while (dir && (entry = readdir(dir)) && host->n_vms < HOST_VMS_MAX) {
+        size_t n = strlen(entry->d_name);
+        char name[VM_NAME_MAX];
+
+        if (n <= strlen(ending) || n - strlen(ending) >= sizeof(name) ||
+            strcmp(entry->d_name + n - strlen(ending), ending) != 0)
+            continue;
+        (void)snprintf(name, sizeof(name), "%.*s", (int)(n - strlen(ending)), entry->d_name);
+        if (wire_name_valid(name))
+            find_one(host, name);
+    }
+    if (dir)
+        (void)closedir(dir); /* only read */
+}
+
+void vms_done(struct host *host)
+{
+    while (host->vms) {
+        struct vm *vm = host->vms;
+        struct control_request *start = take_ptr(vm->start);
+
+        if (start)
+            control_fail(start, "%s: understudyd ends; the VM goes on starting", vm->name);
+        vm_unlink(vm);
+        vm_free(vm);
+    }
+}

@@ -1,0 +1,142 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "io/config.h"
+#include "io/control.h"
+#include "wire/msg.h"
+
+/* Stands in for understudy-guard in the test of understudyd. The VM's name says what it does:
+ *
+ *   crash*   writes a line to its log and aborts before it is ready
+ *   refuse*  refuses to start
+ *   slow*    standby: is ready once a byte follows the hello on its connection
+ *   busy*    refuses connections
+ *   deaf*    never answers `status`
+ *
+ * Anything else runs, answers what it is asked, and ends when it is stopped. It never outlives the
+ * test by more than a minute. */
+
+static char name[VM_NAME_MAX];
+static const char *role;
+static struct host_config config;
+static sd_event *event;
+static unsigned adopted;
+static struct control_request *held;
+
+static bool is(const char *prefix)
+{
+    return strncmp(name, prefix, strlen(prefix)) == 0;
+}
+
+/* Reads the hello of a connection, which must still be there whole, and accepts it. */
+static bool welcome(int fd)
+{
+    uint8_t raw[WIRE_HELLO_BYTES];
+    struct wire_hello hello, answer;
+
+    if (recv(fd, raw, sizeof(raw), 0) != sizeof(raw) || wire_hello_decode(raw, &hello, NULL) < 0)
+        return false;
+    wire_hello_answer(&hello, config.name, WIRE_OK, name, &answer);
+    wire_hello_encode(&answer, raw);
+    return send(fd, raw, sizeof(raw), MSG_NOSIGNAL) == sizeof(raw);
+}
+
+static void on_request(void *user, struct control_request *req)
+{
+    const char *command = control_command(req);
+    int fd = control_take_fd(req);
+
+    if (strcmp(command, "status") == 0 && is("deaf")) {
+        held = req;
+    } else if (strcmp(command, "status") == 0) {
+        control_reply(req, json_pack("{s:{s:s, s:s, s:i, s:i}}", "status", "vm", name, "role", role,
+                                     "pid", (int)getpid(), "adopted", (int)adopted));
+    } else if (strcmp(command, "adopt") == 0 && (is("busy") || fd < 0 || !welcome(fd))) {
+        control_fail(req, "%s: runs here", name);
+    } else if (strcmp(command, "adopt") == 0) {
+        adopted++;
+        control_reply(req, NULL);
+    } else if (strcmp(command, "stop") == 0) {
+        control_reply(req, NULL);
+        (void)sd_event_exit(event, 0);
+    } else {
+        control_progress(req, json_pack("{s:s}", "text", command));
+        control_reply(req, json_pack("{s:s}", "to", control_string(req, "to")));
+    }
+    if (fd >= 0)
+        close(fd);
+}
+
+static void ready(int fd, const char *line)
+{
+    if (write(fd, line, strlen(line)) < 0)
+        exit(9);
+    close(fd);
+}
+
+/* FILE is .../NAME.json for a primary, NAME for a standby. */
+static void take_name(const char *text)
+{
+    const char *slash = strrchr(text, '/');
+
+    (void)snprintf(name, sizeof(name), "%s", slash ? slash + 1 : text);
+    name[strcspn(name, ".")] = '\0';
+}
+
+static int serve(void)
+{
+    struct control_server *server;
+    char path[VM_PATH_MAX + VM_NAME_MAX + 16];
+    struct err err;
+
+    (void)snprintf(path, sizeof(path), "%s/vms/%s.sock", config.run_dir, name);
+    if (sd_event_new(&event) < 0 ||
+        control_server_new(event, path, on_request, NULL, &server, &err) < 0)
+        return 9;
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    int ready_fd = -1, conn_fd = -1;
+    bool seize = false;
+    struct err err;
+
+    alarm(60);
+    role = argc > 1 ? argv[1] : "";
+    for (int i = 2; i < argc; i++) {
+        if (strcmp(argv[i], "--seize") == 0)
+            seize = true;
+        else if (i + 1 == argc)
+            return 9;
+        else if (strcmp(argv[i], "--config") == 0 && host_config_load(argv[++i], &config, &err) < 0)
+            return 9;
+        else if (strcmp(argv[i], "--vm") == 0)
+            take_name(argv[++i]);
+        else if (strcmp(argv[i], "--ready-fd") == 0)
+            ready_fd = atoi(argv[++i]);
+        else if (strcmp(argv[i], "--conn-fd") == 0)
+            conn_fd = atoi(argv[++i]);
+    }
+    if (is("crash")) {
+        fprintf(stderr, "first line\nit went wrong\n");
+        abort();
+    }
+    if (is("refuse")) {
+        ready(ready_fd, "{\"ok\":false,\"error\":\"no room for it\"}\n");
+        return 1;
+    }
+    if (is("seized") != seize || serve() != 0)
+        return 9;
+    if (conn_fd >= 0 && !welcome(conn_fd))
+        return 9;
+    if (is("slow") && poll(&(struct pollfd){.fd = conn_fd, .events = POLLIN}, 1, -1) != 1)
+        return 9;
+    ready(ready_fd, "{\"ok\":true}\n");
+    return sd_event_loop(event);
+}
