@@ -81,8 +81,10 @@ static void take_port(struct output *o, uint32_t i)
         o->full = max == 0;
         n = o->full ? 0
                     : netport_read_guest(o->body->ports[i], max, on_guest_frame, &o->watch[i]);
-        if (n < 0)
-            log_error("nics[%u]: frames from the guest: error %d", i, -n);
+        if (n < 0) {
+            log_error("nics[%u]: no more frames from the guest: error %d", i, -n);
+            (void)sd_event_source_set_enabled(o->watch[i].guest, SD_EVENT_OFF);
+        }
         if (n < (int)max)
             break;
     } while (n > 0);
@@ -140,7 +142,7 @@ static int on_guest(sd_event_source *source, int fd, uint32_t events, void *user
 {
     struct port_watch *w = user;
 
-    if (events & EPOLLIN)
+    if (events & (EPOLLIN | EPOLLERR))
         take_port(w->output, w->nic);
     if (events & EPOLLOUT)
         forward_inbound(w);
@@ -152,7 +154,7 @@ static int on_tap(sd_event_source *source, int fd, uint32_t events, void *user)
 {
     struct port_watch *w = user;
 
-    if (events & EPOLLIN)
+    if (events & (EPOLLIN | EPOLLERR))
         forward_inbound(w);
     output_flush(w->output);
     return 0;
