@@ -63,6 +63,9 @@ static int vm_add(struct host *host, const char *name, pid_t pid, int pidfd, int
         .host = host, .state = VM_RUNNING, .pid = pid, .pidfd = pidfd, .ready_fd = ready_fd};
     (void)snprintf(vm->name, sizeof(vm->name), "%s", name);
     r = sd_event_add_io(host->event, &vm->exit_source, pidfd, EPOLLIN, on_exit_event, vm);
+    /* Its last words on the ready pipe come before its end, also when both are there at once. */
+    if (r >= 0)
+        r = sd_event_source_set_priority(vm->exit_source, SD_EVENT_PRIORITY_NORMAL + 1);
     if (r < 0) {
         vm_free(vm);
         return r;
