@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <argp.h>
+#include <arpa/inet.h>
 #include <assert.h>
 #include <errno.h>
 #include <libgen.h>
@@ -65,6 +66,19 @@ static void print_hello(const struct wire_hello *h)
     printf(" vm \"%s\" from \"%s\" text \"%s\"\n", h->vm, h->from, h->text);
 }
 
+static void print_addresses(const struct wire_addresses *addresses)
+{
+    printf("addresses %u:", addresses->n);
+    for (uint32_t i = 0; i < addresses->n; i++) {
+        const struct wire_address *a = &addresses->entry[i];
+        char text[INET6_ADDRSTRLEN];
+
+        inet_ntop(a->family == 4 ? AF_INET : AF_INET6, a->bytes, text, sizeof(text));
+        printf(" {nic %u, %s%s, vlan %u, age %u s}", a->nic, text, a->router ? " router" : "",
+               a->vlan, a->age_s);
+    }
+}
+
 static void print_pages(const struct wire_pages *pages)
 {
     printf("pages %u:", pages->n);
@@ -112,6 +126,9 @@ static void print_msg(const struct wire_msg *m)
         break;
     case WIRE_BYE:
         printf("bye %s", NAME_OF(bye_names, m->u.bye.reason));
+        break;
+    case WIRE_ADDRESSES:
+        print_addresses(&m->u.addresses);
         break;
     case WIRE_EPOCH_BEGIN:
         printf("epoch-begin pair term %llu", (ull)m->u.epoch_begin.pair_term);

@@ -12,12 +12,13 @@
  * machine of src/core/primary.h: it turns descriptors and timers into events and carries out the
  * actions. One event loop; the sender (sender.h) is the only other thread.
  *
- *   guard.c    the loop: events in, actions out, timers, the end
- *   capture.c  one epoch: pause, device state, dirty pages, resume
- *   seed.c     the first full copy
- *   link.c     the session with the standby
- *   output.c   the VM's frames and the gate
- *   status.c   what an operator asks and orders
+ *   guard.c      the loop: events in, actions out, timers, the end
+ *   capture.c    one epoch: pause, device state, dirty pages, resume
+ *   seed.c       the first full copy
+ *   link.c       the session with the standby
+ *   addresses.c  what the standby is told of the guest's addresses
+ *   output.c     the VM's frames and the gate
+ *   status.c     what an operator asks and orders
  */
 
 struct guard;

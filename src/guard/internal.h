@@ -86,6 +86,12 @@ struct seed {
     sd_event_source *source;
 };
 
+/* What the standby was told of the guest's addresses. */
+struct told {
+    uint64_t at_ns; /* 0: nothing on this link */
+    struct wire_addresses addresses;
+};
+
 struct link {
     struct channel *control;
     struct channel *data; /* until its hellos are done; then the sender has the transport */
@@ -97,6 +103,7 @@ struct link {
     struct wire_ready ready;
     uint64_t ready_epoch;
     uint64_t heartbeat_seq;
+    struct told told;
     sd_event_source *deadline;  /* while connecting */
     sd_event_source *heartbeat; /* while up */
     char why[256];              /* the last failure, for status */
@@ -155,6 +162,10 @@ void link_connect(struct guard *g, bool resume);
 void link_drop(struct guard *g, uint16_t bye);
 /* Reports the link broken from anywhere: acted upon when the loop comes round. */
 void link_broken(struct guard *g, const char *why);
+
+/* addresses.c */
+/* Tells the standby the guest's addresses if there is something to tell. The link is up. */
+void addresses_tell(struct guard *g);
 
 /* status.c */
 json_t *status_json(const struct guard *g);

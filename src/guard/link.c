@@ -86,6 +86,8 @@ static int on_heartbeat(sd_event_source *source, uint64_t usec, void *user)
     msg.u.heartbeat.paired = g->core.state == PRIMARY_PROTECTED;
     if (g->link.control)
         channel_send(g->link.control, &msg);
+    if (g->link.up)
+        addresses_tell(g);
     (void)sd_event_source_set_time_relative(source, g->config->timeouts.heartbeat_ms * 1000ull);
     (void)sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
     return 0;
@@ -266,6 +268,7 @@ void link_drop(struct guard *g, uint16_t bye)
     channel_close(take_ptr(l->data));
     sender_detach(g->sender);
     l->up = l->failed = false;
+    l->told.at_ns = 0;
 }
 
 void link_broken(struct guard *g, const char *why)

@@ -80,43 +80,43 @@ static void flush(struct channel *c)
     watch(c);
 }
 
-/* Room for n more bytes at the end of the buffer, or NULL after declaring the peer broken. */
-static uint8_t *out_reserve(struct channel *c, size_t n)
+/* Moves what waits to the front of the buffer. Returns the bytes that are free behind it. */
+static size_t out_room(struct channel *c)
 {
-    if (c->broken)
-        return NULL;
-    if (c->out_to + n > OUT_MAX && c->out_from) {
+    if (c->out_from) {
         memmove(c->out, c->out + c->out_from, c->out_to - c->out_from);
         c->out_to -= c->out_from;
         c->out_from = 0;
     }
-    if (c->out_to + n > OUT_MAX) {
-        fail(c, "the peer does not read");
-        return NULL;
-    }
-    return c->out + c->out_to;
+    return OUT_MAX - c->out_to;
 }
 
 void channel_send_hello(struct channel *c, const struct wire_hello *hello)
 {
-    uint8_t *out = out_reserve(c, WIRE_HELLO_BYTES);
-
-    if (!out)
+    if (c->broken)
         return;
-    wire_hello_encode(hello, out);
+    if (out_room(c) < WIRE_HELLO_BYTES) {
+        fail(c, "the peer does not read");
+        return;
+    }
+    wire_hello_encode(hello, c->out + c->out_to);
     c->out_to += WIRE_HELLO_BYTES;
     flush(c);
 }
 
 void channel_send(struct channel *c, const struct wire_msg *msg)
 {
-    size_t payload = msg->type == WIRE_OFFER ? msg->u.offer.n_json : 1024;
-    uint8_t *out = out_reserve(c, WIRE_HEADER_BYTES + payload);
+    size_t room;
     int64_t n;
 
-    if (!out)
+    if (c->broken)
         return;
-    n = wire_msg_encode(msg, out, WIRE_HEADER_BYTES + payload);
+    room = out_room(c);
+    n = wire_msg_encode(msg, c->out + c->out_to, room);
+    if (n == -ENOSPC) {
+        fail(c, "the peer does not read");
+        return;
+    }
     assert(n > 0); /* our own message: always encodable */
     c->out_to += (size_t)n;
     flush(c);

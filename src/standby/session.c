@@ -107,6 +107,35 @@ static void on_offer(struct standby_shell *s, const struct wire_msg *msg)
     send_ready(s);
 }
 
+/* What the guest's addresses are, for announcing them after a takeover. */
+static void on_addresses(struct standby_shell *s, const struct wire_addresses *all)
+{
+    struct guest_address of_nic[VM_NICS_MAX][GUEST_ADDRESSES_MAX];
+    size_t n[VM_NICS_MAX] = {0};
+    uint32_t i;
+
+    if (!s->serving || !s->body) {
+        control_failed(s, "addresses of a VM that is not here");
+        return;
+    }
+    for (i = 0; i < all->n; i++) {
+        const struct wire_address *a = &all->entry[i];
+
+        if (a->nic >= s->body->spec.n_nics) {
+            control_failed(s, "an address of a NIC that the VM does not have");
+            return;
+        }
+        if (n[a->nic] < GUEST_ADDRESSES_MAX) {
+            struct guest_address *to = &of_nic[a->nic][n[a->nic]++];
+
+            *to = (struct guest_address){a->family, a->router, a->vlan, {0}, a->age_s};
+            memcpy(to->bytes, a->bytes, sizeof(to->bytes));
+        }
+    }
+    for (i = 0; i < s->body->spec.n_nics; i++)
+        netport_addresses_set(s->body->ports[i], of_nic[i], n[i]);
+}
+
 static void on_control_message(void *user, const struct wire_msg *msg)
 {
     struct standby_shell *s = user;
@@ -119,6 +148,9 @@ static void on_control_message(void *user, const struct wire_msg *msg)
         break;
     case WIRE_OFFER:
         on_offer(s, msg);
+        break;
+    case WIRE_ADDRESSES:
+        on_addresses(s, &msg->u.addresses);
         break;
     case WIRE_BYE:
         bye.u.bye = msg->u.bye.reason;

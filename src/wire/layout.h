@@ -70,6 +70,24 @@ struct bye_form {
 };
 WIRE_FORM(bye_form, 8);
 
+/* ADDRESSES: this, then n address_forms. */
+struct addresses_form {
+    struct le32 n;
+    uint8_t zero[4];
+};
+WIRE_FORM(addresses_form, 8);
+
+struct address_form {
+    uint8_t nic;
+    uint8_t family;
+    uint8_t router;
+    uint8_t zero[1];
+    struct le16 vlan;
+    struct le16 age_s;
+    uint8_t bytes[16];
+};
+WIRE_FORM(address_form, 24);
+
 /* PAGES: this, then n page_forms, then the bytes of those pages one after the other. */
 struct pages_form {
     struct le32 n;

@@ -16,7 +16,7 @@
  * epoch or id, checksum of header and payload), then the payload. All integers little-endian.
  *
  * Channels of one session between a guard and a standby, each a connection of its own:
- *   control  both ways: heartbeats, offer/ready/refuse, acknowledgements, bye. Never bulk data.
+ *   control  both ways: heartbeats, offer/ready/refuse, acks, addresses, bye. Never bulk data.
  *   data     guard to standby only: epochs.
  * and between a guard or standby and the witness:
  *   arbiter  requests and replies. */
@@ -37,6 +37,8 @@ enum {
     WIRE_PAGE_BYTES = 4096,
     WIRE_PAGES_PER_MSG = 256,
     WIRE_STATE_PER_MSG = 1024 * 1024, /* bytes of device state before encoding, per message */
+    WIRE_NICS_MAX = 8,
+    WIRE_ADDRESSES_MAX = 32 * WIRE_NICS_MAX,
 };
 
 #define WIRE_STATE_MAX    (UINT64_C(256) * 1024 * 1024) /* bytes of device state per epoch */
@@ -75,6 +77,7 @@ enum wire_type {
     WIRE_REFUSE = 4,
     WIRE_ACK = 5,
     WIRE_BYE = 6,
+    WIRE_ADDRESSES = 7,
     /* data */
     WIRE_EPOCH_BEGIN = 16,
     WIRE_PAGES = 17,
@@ -132,6 +135,22 @@ enum wire_bye_reason {
 
 struct wire_bye {
     uint16_t reason; /* enum wire_bye_reason */
+};
+
+struct wire_address {
+    uint8_t nic;       /* its number at the VM, below WIRE_NICS_MAX */
+    uint8_t family;    /* 4 or 6 */
+    uint8_t router;    /* IPv6: 1 when the guest calls itself a router; IPv4: 0 */
+    uint16_t vlan;     /* VLAN id, below 4096; 0 = untagged */
+    uint16_t age_s;    /* seconds since the guest used it last */
+    uint8_t bytes[16]; /* IPv4: the first 4, the rest 0 */
+};
+
+/* Guard to standby: the guest's addresses, all of them; they replace what was said before. A hint,
+ * for telling the network after a takeover where the guest is now; not part of an epoch. */
+struct wire_addresses {
+    uint32_t n; /* 0..WIRE_ADDRESSES_MAX */
+    struct wire_address entry[WIRE_ADDRESSES_MAX];
 };
 
 struct wire_epoch_begin {
@@ -218,6 +237,7 @@ struct wire_msg {
         struct wire_refuse refuse;
         struct wire_ack ack;
         struct wire_bye bye;
+        struct wire_addresses addresses;
         struct wire_epoch_begin epoch_begin;
         struct wire_pages pages;
         struct wire_state state;

@@ -191,6 +191,86 @@ static int bye_get(struct wire_reader *r, struct wire_msg *msg, struct err *err)
     return 0;
 }
 
+/* Addresses */
+
+static bool address_valid(const struct wire_address *a)
+{
+    if (a->nic >= WIRE_NICS_MAX || a->vlan >= 4096)
+        return false;
+    if (a->family == 4)
+        return a->router == 0 && wire_all_zero(a->bytes + 4, sizeof(a->bytes) - 4);
+    return a->family == 6 && a->router <= 1;
+}
+
+static int addresses_check(const struct wire_msg *msg, struct err *err)
+{
+    const struct wire_addresses *addresses = &msg->u.addresses;
+
+    if (addresses->n > WIRE_ADDRESSES_MAX)
+        return err_set(err, -EPROTO, "%u addresses", addresses->n);
+    for (uint32_t i = 0; i < addresses->n; i++) {
+        const struct wire_address *a = &addresses->entry[i];
+
+        if (!address_valid(a))
+            return err_set(err, -EPROTO, "address of family %u, router %u, NIC %u, VLAN %u",
+                           a->family, a->router, a->nic, a->vlan);
+    }
+    return 0;
+}
+
+static int addresses_put(const struct wire_msg *msg, struct wire_writer *w)
+{
+    const struct wire_addresses *addresses = &msg->u.addresses;
+    struct addresses_form *form = wire_room(w, sizeof(*form));
+    struct address_form *entry = form ? wire_room(w, addresses->n * sizeof(*entry)) : NULL;
+
+    if (!entry)
+        return -ENOSPC;
+    form->n = le32_of(addresses->n);
+    for (uint32_t i = 0; i < addresses->n; i++) {
+        const struct wire_address *a = &addresses->entry[i];
+
+        entry[i].nic = a->nic;
+        entry[i].family = a->family;
+        entry[i].router = a->router;
+        entry[i].vlan = le16_of(a->vlan);
+        entry[i].age_s = le16_of(a->age_s);
+        memcpy(entry[i].bytes, a->bytes, sizeof(entry[i].bytes));
+    }
+    return 0;
+}
+
+static int addresses_get(struct wire_reader *r, struct wire_msg *msg, struct err *err)
+{
+    struct wire_addresses *addresses = &msg->u.addresses;
+    const struct addresses_form *form = wire_take(r, sizeof(*form));
+    const struct address_form *entry;
+
+    if (!form)
+        return too_short(err);
+    addresses->n = le32_get(form->n);
+    if (!wire_all_zero(form->zero, sizeof(form->zero)))
+        return malformed(err);
+    if (addresses->n > WIRE_ADDRESSES_MAX) /* as with pages */
+        return err_set(err, -EPROTO, "%u addresses", addresses->n);
+    entry = wire_take(r, addresses->n * sizeof(*entry));
+    if (!entry)
+        return too_short(err);
+    for (uint32_t i = 0; i < addresses->n; i++) {
+        struct wire_address *a = &addresses->entry[i];
+
+        if (!wire_all_zero(entry[i].zero, sizeof(entry[i].zero)))
+            return malformed(err);
+        a->nic = entry[i].nic;
+        a->family = entry[i].family;
+        a->router = entry[i].router;
+        a->vlan = le16_get(entry[i].vlan);
+        a->age_s = le16_get(entry[i].age_s);
+        memcpy(a->bytes, entry[i].bytes, sizeof(a->bytes));
+    }
+    return 0;
+}
+
 /* Pages */
 
 static bool page_length_valid(uint8_t encoding, uint32_t n_bytes)
@@ -452,6 +532,10 @@ static const struct payload_codec codecs[] = {
     [WIRE_ACK] = {"ack", WIRE_CHANNEL_CONTROL, true, FIXED(term_form), check_nothing, ack_put,
                   ack_get},
     [WIRE_BYE] = {"bye", WIRE_CHANNEL_CONTROL, false, FIXED(bye_form), bye_check, bye_put, bye_get},
+    [WIRE_ADDRESSES] = {"addresses", WIRE_CHANNEL_CONTROL, false, sizeof(struct addresses_form),
+                        sizeof(struct addresses_form) +
+                            WIRE_ADDRESSES_MAX * sizeof(struct address_form),
+                        addresses_check, addresses_put, addresses_get},
     [WIRE_EPOCH_BEGIN] = {"epoch-begin", WIRE_CHANNEL_DATA, true, FIXED(term_form), check_nothing,
                           epoch_begin_put, epoch_begin_get},
     [WIRE_PAGES] = {"pages", WIRE_CHANNEL_DATA, true,

@@ -77,7 +77,7 @@ static void test_register(void **state)
 static void test_control(void **state)
 {
     put("wb", golden_hello, sizeof(golden_hello));
-    for (int i = 0; i < 6; i++)
+    for (int i = 0; i < 7; i++)
         put("ab", golden_msgs[i].bytes, golden_msgs[i].n);
     assert_int_equal(dump(), 0);
     assert_shows("hello versions 1-3 channel control status 3 resume 1 "
@@ -89,6 +89,8 @@ static void test_control(void **state)
     assert_shows(" refuse \"no room\"\n");
     assert_shows(" ack term 8\n");
     assert_shows(" bye VM died\n");
+    assert_shows(" addresses 2: {nic 1, 192.0.2.7, vlan 258, age 260 s}"
+                 " {nic 7, fe80::1234 router, vlan 0, age 0 s}\n");
 }
 
 static void put_hello(enum wire_channel channel)
@@ -108,7 +110,7 @@ static void put_hello(enum wire_channel channel)
 static void test_data(void **state)
 {
     put_hello(WIRE_CHANNEL_DATA);
-    for (int i = 6; i < 10; i++)
+    for (int i = 7; i < 11; i++)
         put("ab", golden_msgs[i].bytes, golden_msgs[i].n);
     assert_int_equal(dump(), 0);
     assert_shows(" epoch-begin pair term 9\n");
@@ -120,7 +122,7 @@ static void test_data(void **state)
 static void test_arbiter(void **state)
 {
     put_hello(WIRE_CHANNEL_ARBITER);
-    for (int i = 10; i < 12; i++)
+    for (int i = 11; i < 13; i++)
         put("ab", golden_msgs[i].bytes, golden_msgs[i].n);
     assert_int_equal(dump(), 0);
     assert_shows(" arbiter-request swap vm \"web\""
@@ -143,7 +145,7 @@ static void test_where_it_stops(void **state)
                    sizeof(golden_hello) + golden_msgs[0].n + golden_msgs[2].n - 1);
     assert_shows(where);
     put("wb", golden_hello, sizeof(golden_hello));
-    put("ab", golden_msgs[7].bytes, golden_msgs[7].n); /* pages on a control channel */
+    put("ab", golden_msgs[8].bytes, golden_msgs[8].n); /* pages on a control channel */
     assert_int_equal(dump(), 1);
     assert_shows("message of type 17 on channel 1");
 }

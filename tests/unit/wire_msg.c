@@ -12,8 +12,9 @@
 enum { BUF_BYTES = WIRE_HEADER_BYTES + WIRE_PAYLOAD_MAX };
 
 static const uint16_t all_types[] = {
-    WIRE_HEARTBEAT,   WIRE_OFFER, WIRE_READY, WIRE_REFUSE,    WIRE_ACK,         WIRE_BYE,
-    WIRE_EPOCH_BEGIN, WIRE_PAGES, WIRE_STATE, WIRE_EPOCH_END, WIRE_ARB_REQUEST, WIRE_ARB_REPLY,
+    WIRE_HEARTBEAT, WIRE_OFFER,       WIRE_READY,       WIRE_REFUSE, WIRE_ACK,
+    WIRE_BYE,       WIRE_ADDRESSES,   WIRE_EPOCH_BEGIN, WIRE_PAGES,  WIRE_STATE,
+    WIRE_EPOCH_END, WIRE_ARB_REQUEST, WIRE_ARB_REPLY,
 };
 
 static uint8_t *buf; /* BUF_BYTES */
@@ -52,6 +53,13 @@ static struct wire_msg sample(uint16_t type)
         break;
     case WIRE_BYE:
         m.u.bye.reason = WIRE_BYE_VM_DIED;
+        break;
+    case WIRE_ADDRESSES:
+        m.u.addresses.n = 2;
+        m.u.addresses.entry[0] = (struct wire_address){
+            .nic = 1, .family = 4, .vlan = 258, .age_s = 260, .bytes = {192, 0, 2, 7}};
+        m.u.addresses.entry[1] = (struct wire_address){
+            .nic = 7, .family = 6, .router = 1, .bytes = {0xfe, 0x80, [14] = 0x12, 0x34}};
         break;
     case WIRE_EPOCH_BEGIN:
         m.u.epoch_begin.pair_term = 9;
@@ -141,6 +149,19 @@ static void assert_same_record(const struct arb_record *a, const struct arb_reco
     assert_true(arb_record_equal(a, b));
 }
 
+static void assert_same_addresses(const struct wire_addresses *a, const struct wire_addresses *b)
+{
+    assert_int_equal(a->n, b->n);
+    for (uint32_t i = 0; i < a->n; i++) {
+        assert_int_equal(a->entry[i].nic, b->entry[i].nic);
+        assert_int_equal(a->entry[i].family, b->entry[i].family);
+        assert_int_equal(a->entry[i].router, b->entry[i].router);
+        assert_int_equal(a->entry[i].vlan, b->entry[i].vlan);
+        assert_int_equal(a->entry[i].age_s, b->entry[i].age_s);
+        assert_memory_equal(a->entry[i].bytes, b->entry[i].bytes, sizeof(a->entry[i].bytes));
+    }
+}
+
 static void assert_same_pages(const struct wire_pages *a, const struct wire_pages *b)
 {
     assert_int_equal(a->n, b->n);
@@ -189,6 +210,9 @@ static void assert_same(const struct wire_msg *a, const struct wire_msg *b)
         break;
     case WIRE_BYE:
         assert_int_equal(a->u.bye.reason, b->u.bye.reason);
+        break;
+    case WIRE_ADDRESSES:
+        assert_same_addresses(&a->u.addresses, &b->u.addresses);
         break;
     case WIRE_EPOCH_BEGIN:
         assert_int_equal(a->u.epoch_begin.pair_term, b->u.epoch_begin.pair_term);
@@ -279,6 +303,8 @@ static void test_round_trip_smallest(void **state)
     assert_round_trip(&m);
     m = (struct wire_msg){.type = WIRE_HEARTBEAT};
     assert_round_trip(&m);
+    m = (struct wire_msg){.type = WIRE_ADDRESSES};
+    assert_round_trip(&m);
     m = (struct wire_msg){.type = WIRE_EPOCH_END, .epoch = 1};
     assert_round_trip(&m);
     m = (struct wire_msg){.type = WIRE_ARB_REQUEST,
@@ -308,6 +334,15 @@ static void test_round_trip_largest_bulk(void **state)
                                                .bytes = bulk + i * WIRE_PAGE_BYTES};
     assert_round_trip(&m);
     assert_int_equal(wire_msg_encode(&m, buf, encode(&m) - 1), -ENOSPC);
+    m = (struct wire_msg){.type = WIRE_ADDRESSES, .u.addresses.n = WIRE_ADDRESSES_MAX};
+    for (uint32_t i = 0; i < WIRE_ADDRESSES_MAX; i++) {
+        struct wire_address *a = &m.u.addresses.entry[i];
+
+        *a = (struct wire_address){
+            .nic = WIRE_NICS_MAX - 1, .family = 6, .router = 1, .vlan = 4095, .age_s = UINT16_MAX};
+        memcpy(a->bytes, bulk + i * sizeof(a->bytes), sizeof(a->bytes));
+    }
+    assert_round_trip(&m);
     m = sample(WIRE_STATE);
     memset(m.u.state.format, '~', WIRE_FORMAT_BYTES - 1);
     m.u.state.total = WIRE_STATE_MAX;
@@ -452,6 +487,22 @@ static void test_malformed_with_right_checksum(void **state)
         {WIRE_BYE, P, 5},
         {WIRE_BYE, P + 1, 1},
         {WIRE_BYE, P + 7, 1},
+        {WIRE_ADDRESSES, P, 0}, /* count */
+        {WIRE_ADDRESSES, P, 1},
+        {WIRE_ADDRESSES, P, 3},
+        {WIRE_ADDRESSES, P + 1, 1},
+        {WIRE_ADDRESSES, P + 3, 0xff},
+        {WIRE_ADDRESSES, P + 4, 1},
+        {WIRE_ADDRESSES, P + 7, 1},
+        {WIRE_ADDRESSES, ENTRY, WIRE_NICS_MAX},
+        {WIRE_ADDRESSES, ENTRY + 1, 0}, /* family */
+        {WIRE_ADDRESSES, ENTRY + 1, 5},
+        {WIRE_ADDRESSES, ENTRY + 2, 1}, /* router: of IPv4; neither 0 nor 1 */
+        {WIRE_ADDRESSES, ENTRY + 24 + 2, 2},
+        {WIRE_ADDRESSES, ENTRY + 3, 1},
+        {WIRE_ADDRESSES, ENTRY + 5, 0x10}, /* VLAN */
+        {WIRE_ADDRESSES, ENTRY + 12, 1},   /* IPv4 of more than 4 bytes */
+        {WIRE_ADDRESSES, ENTRY + 23, 1},
         {WIRE_PAGES, P, 0}, /* count */
         {WIRE_PAGES, P, 1},
         {WIRE_PAGES, P, 3},
@@ -553,6 +604,12 @@ static void test_encoder_refuses_invalid(void **state)
     assert_int_equal(wire_msg_encode(&m, buf, BUF_BYTES), -EINVAL);
     m = sample(WIRE_PAGES);
     m.u.pages.n = WIRE_PAGES_PER_MSG + 1;
+    assert_int_equal(wire_msg_encode(&m, buf, BUF_BYTES), -EINVAL);
+    m = sample(WIRE_ADDRESSES);
+    m.u.addresses.n = WIRE_ADDRESSES_MAX + 1;
+    assert_int_equal(wire_msg_encode(&m, buf, BUF_BYTES), -EINVAL);
+    m = sample(WIRE_ADDRESSES);
+    m.u.addresses.entry[1].family = 4;
     assert_int_equal(wire_msg_encode(&m, buf, BUF_BYTES), -EINVAL);
     m = sample(WIRE_OFFER);
     m.u.offer.n_json = WIRE_OFFER_BYTES_MAX + 1;
