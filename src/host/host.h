@@ -52,7 +52,6 @@ struct vm {
     bool backs; /* began as a standby (it may have taken over since) */
     pid_t pid;
     int pidfd;
-    off_t log_offset;
     sd_event_source *exit_source;
     /* starting only */
     int ready_fd; /* else -1 */

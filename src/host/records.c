@@ -64,11 +64,6 @@ void vm_socket_path(const struct host_config *config, const char *vm, char *out)
     (void)snprintf(out, RECORD_PATH_MAX, "%s/vms/%s.sock", config->run_dir, vm);
 }
 
-void vm_log_path(const struct host_config *config, const char *vm, char *out)
-{
-    (void)snprintf(out, RECORD_PATH_MAX, "%s/vms/%s.log", config->run_dir, vm);
-}
-
 static int sync_dir(const char *dir)
 {
     CLEANUP_FD int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);

@@ -27,7 +27,6 @@ int records_prepare(const struct host_config *config, struct err *err) US_MUST_C
 /* Paths; `out` has room for RECORD_PATH_MAX bytes. */
 void record_path(const struct host_config *config, const char *vm, char *out);
 void vm_socket_path(const struct host_config *config, const char *vm, char *out);
-void vm_log_path(const struct host_config *config, const char *vm, char *out);
 
 /* Writes a definition, durably. Blocks on the disk. */
 int record_write(const struct host_config *config, const struct vm_spec *spec,

@@ -8,34 +8,10 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/pidfd.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 
 #include "base/cleanup.h"
 #include "host/records.h"
-
-enum { LOG_BYTES_MAX = 1024 * 1024 }; /* a log that is longer is begun anew at the next start */
-
-static int open_log(const struct host_config *config, const char *vm, off_t *ret_offset,
-                    struct err *err)
-{
-    char path[RECORD_PATH_MAX];
-    struct stat st;
-    int fd;
-
-    vm_log_path(config, vm, path);
-    fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
-    if (fd < 0)
-        return err_sys(err, -errno, "%s", path);
-    if (fstat(fd, &st) < 0 || (st.st_size > LOG_BYTES_MAX && ftruncate(fd, 0) < 0)) {
-        int r = -errno;
-
-        close(fd);
-        return err_sys(err, r, "%s", path);
-    }
-    *ret_offset = st.st_size > LOG_BYTES_MAX ? 0 : st.st_size;
-    return fd;
-}
 
 /* Keeps a descriptor open across the exec: dup2 onto itself clears CLOEXEC in the child. */
 static int pass_fd(posix_spawn_file_actions_t *actions, int fd)
@@ -44,7 +20,7 @@ static int pass_fd(posix_spawn_file_actions_t *actions, int fd)
 }
 
 static int set_up(posix_spawn_file_actions_t *actions, posix_spawnattr_t *attr, int conn_fd,
-                  int ready_fd, int log_fd)
+                  int ready_fd)
 {
     sigset_t none, all;
     int r;
@@ -60,9 +36,7 @@ static int set_up(posix_spawn_file_actions_t *actions, posix_spawnattr_t *attr, 
     if (r == 0)
         r = posix_spawn_file_actions_addopen(actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
     if (r == 0)
-        r = posix_spawn_file_actions_adddup2(actions, log_fd, STDOUT_FILENO);
-    if (r == 0)
-        r = posix_spawn_file_actions_adddup2(actions, log_fd, STDERR_FILENO);
+        r = posix_spawn_file_actions_adddup2(actions, STDERR_FILENO, STDOUT_FILENO);
     if (r == 0)
         r = pass_fd(actions, conn_fd);
     if (r == 0)
@@ -70,7 +44,7 @@ static int set_up(posix_spawn_file_actions_t *actions, posix_spawnattr_t *attr, 
     return r;
 }
 
-static int run(const struct spawn_params *p, int ready_fd, int log_fd, pid_t *ret_pid)
+static int run(const struct spawn_params *p, int ready_fd, pid_t *ret_pid)
 {
     char record[RECORD_PATH_MAX], ready[16], conn[16];
     const char *argv[12] = {
@@ -96,7 +70,7 @@ static int run(const struct spawn_params *p, int ready_fd, int log_fd, pid_t *re
         posix_spawn_file_actions_destroy(&actions);
         return -ENOMEM;
     }
-    r = set_up(&actions, &attr, p->conn_fd, ready_fd, log_fd);
+    r = set_up(&actions, &attr, p->conn_fd, ready_fd);
     if (r == 0) /* execve does not change the strings; its type is older than const */
         r = posix_spawn(ret_pid, p->config->guard, &actions, &attr, (char **)(uintptr_t)argv,
                         environ);
@@ -107,23 +81,19 @@ static int run(const struct spawn_params *p, int ready_fd, int log_fd, pid_t *re
 
 int spawn_vm(const struct spawn_params *p, struct spawned *ret_spawned, struct err *err)
 {
-    CLEANUP_FD int log_fd = -1;
     CLEANUP_FD int ready_read = -1;
     CLEANUP_FD int ready_write = -1;
     struct spawned s;
     int fds[2];
     int r;
 
-    log_fd = open_log(p->config, p->vm, &s.log_offset, err);
-    if (log_fd < 0)
-        return log_fd;
     if (pipe2(fds, O_CLOEXEC) < 0)
         return err_sys(err, -errno, "pipe");
     ready_read = fds[0];
     ready_write = fds[1];
     if (fcntl(ready_read, F_SETFL, O_NONBLOCK) < 0)
         return err_sys(err, -errno, "pipe");
-    r = run(p, ready_write, log_fd, &s.pid);
+    r = run(p, ready_write, &s.pid);
     if (r < 0)
         return err_sys(err, r, "%s", p->config->guard);
     s.pidfd = pidfd_open(s.pid, 0); /* nobody else reaps it, so the pid is still its own */
@@ -136,30 +106,6 @@ int spawn_vm(const struct spawn_params *p, struct spawned *ret_spawned, struct e
     s.ready_fd = take_fd(&ready_read);
     *ret_spawned = s;
     return 0;
-}
-
-void spawn_last_words(const struct host_config *config, const char *vm, off_t log_offset, char *out,
-                      size_t n_out)
-{
-    char path[RECORD_PATH_MAX], text[1024];
-    CLEANUP_FD int fd = -1;
-    off_t end, from;
-    ssize_t n;
-    char *line;
-
-    out[0] = '\0';
-    vm_log_path(config, vm, path);
-    fd = open(path, O_RDONLY | O_CLOEXEC);
-    end = fd < 0 ? -1 : lseek(fd, 0, SEEK_END);
-    if (end <= log_offset)
-        return;
-    from = end - (off_t)sizeof(text) + 1;
-    n = pread(fd, text, sizeof(text) - 1, from > log_offset ? from : log_offset);
-    while (n > 0 && text[n - 1] == '\n')
-        n--;
-    text[n > 0 ? n : 0] = '\0';
-    line = strrchr(text, '\n');
-    (void)snprintf(out, n_out, "%s", line ? line + 1 : text);
 }
 
 bool spawn_reap(int pidfd, char *out, size_t n_out)

@@ -3,13 +3,14 @@
 #define US_HOST_VM_SPAWN_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <sys/types.h>
 
 #include "base/err.h"
 #include "io/config.h"
 
 /* Starting the process of a VM. It gets a session of its own, so that it survives understudyd, and
- * its standard error goes to RUN_DIR/vms/NAME.log. */
+ * understudyd's standard error, so that what it says when it crashes stands in the same log. */
 
 struct spawn_params {
     const struct host_config *config;
@@ -21,18 +22,13 @@ struct spawn_params {
 
 struct spawned {
     pid_t pid;
-    int pidfd;        /* readable when the process has ended */
-    int ready_fd;     /* one line of JSON comes here, then the end; non-blocking */
-    off_t log_offset; /* where in the log its lines begin */
+    int pidfd;    /* readable when the process has ended */
+    int ready_fd; /* one line of JSON comes here, then the end; non-blocking */
 };
 
 /* Starts it; conn_fd stays the caller's. -errno with the reason. */
 int spawn_vm(const struct spawn_params *params, struct spawned *ret_spawned,
              struct err *err) US_MUST_CHECK;
-
-/* The last line that a VM's process wrote to its log from log_offset on; "" when there is none. */
-void spawn_last_words(const struct host_config *config, const char *vm, off_t log_offset, char *out,
-                      size_t n_out);
 
 /* How a process ended, in words ("was killed by signal 9 (Killed)"), and reaps it if it is a child.
  * Returns true when it did not end well, or nobody can tell. */

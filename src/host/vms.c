@@ -139,18 +139,16 @@ static void vm_ready(struct vm *vm)
 static void vm_gone(struct vm *vm)
 {
     struct host *host = vm->host;
-    char how[96], words[256], text[400], path[RECORD_PATH_MAX];
+    char how[96], text[160], path[RECORD_PATH_MAX];
     bool bad = spawn_reap(vm->pidfd, how, sizeof(how));
 
     vm_unlink(vm);
     vm_socket_path(&host->config, vm->name, path);
     (void)unlink(path); /* a process that ended well has done it */
-    spawn_last_words(&host->config, vm->name, vm->log_offset, words, sizeof(words));
-    (void)snprintf(text, sizeof(text), "its process %s%s%s", how, bad && words[0] ? ": " : "",
-                   bad ? words : "");
+    (void)snprintf(text, sizeof(text), "its process %s", how);
     log_line(bad ? LOG_WARNING : LOG_INFO, "%s: %s", vm->name, text);
     if (vm->state == VM_STARTING)
-        vm_not_started(vm, vm->refusal[0] ? vm->refusal : text);
+        vm_not_started(vm, vm->refusal[0] ? vm->refusal : strcat(text, "; the log may say why"));
     else if (bad && record_exists(&host->config, vm->name))
         ended_note_crash(&host->config, vm->name, text);
     relay_vm_gone(host, vm->name);
@@ -233,7 +231,6 @@ int vm_start(struct host *host, const struct vm_order *order, struct err *err)
         return err_sys(err, r, "%s", order->name);
     vm->state = VM_STARTING;
     vm->backs = order->conn_fd >= 0;
-    vm->log_offset = s.log_offset;
     vm->start = order->start;
     vm->had_record = order->had_record;
     r = sd_event_add_io(host->event, &vm->ready_source, vm->ready_fd, EPOLLIN, on_ready, vm);

@@ -124,7 +124,7 @@ int main(int argc, char **argv)
             conn_fd = atoi(argv[++i]);
     }
     if (is("crash")) {
-        fprintf(stderr, "first line\nit went wrong\n");
+        fprintf(stderr, "it went wrong\n");
         abort();
     }
     if (is("refuse")) {
