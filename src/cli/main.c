@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli/cli.h"
+
+const struct cli_command cli_commands[] = {
+    {"start", "FILE",
+     "Start a VM, protected as its file says.\v"
+     "Waits until the VM is protected. The VM runs from the first moment, and goes on starting "
+     "when "
+     "this command is interrupted.",
+     cli_start},
+    {"status", "[VM]",
+     "Show this host's VMs, or one of them in detail.\v"
+     "Exit status 3: a VM that should be protected is not.",
+     cli_status},
+    {"protect", "VM --to HOST", "Protect a running VM by a standby on another host.", cli_protect},
+    {"unprotect", "VM", "Let a VM run without its standby.", cli_unprotect},
+    {"failover", "VM",
+     "Take a VM over, now. To be given on its standby.\v"
+     "The arbiter decides, as it does when the primary dies. The primary destroys its copy.",
+     cli_failover},
+    {"stop", "VM", "Stop a VM, without asking its guest.", cli_stop},
+    {"check", "FILE", "Say what a start would refuse.", cli_check},
+    {"version", "", "Print the version.", cli_version},
+    {0},
+};
+
+const struct cli_command *cli_command_get(const char *name)
+{
+    const struct cli_command *c = cli_commands;
+
+    while (c->name && strcmp(c->name, name) != 0)
+        c++;
+    return c->name ? c : NULL;
+}
+
+int cli_version(int argc, char **argv)
+{
+    cli_parse("version", argc, argv, NULL, NULL, NULL);
+    printf("%s\n", argp_program_version);
+    return CLI_OK;
+}
+
+const char *argp_program_version = "understudy " US_VERSION;
+
+struct top {
+    char **rest; /* the command and its arguments */
+    int n_rest;
+};
+
+static error_t parse_top(int key, char *arg, struct argp_state *state)
+{
+    struct top *top = state->input;
+
+    switch (key) {
+    case ARGP_KEY_ARG: /* everything from the command on is the command's */
+        top->rest = &state->argv[state->next - 1];
+        top->n_rest = state->argc - (state->next - 1);
+        state->next = state->argc;
+        return 0;
+    case ARGP_KEY_NO_ARGS:
+        argp_usage(state);
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+/* The list of commands behind the help text. */
+static char *list_commands(int key, const char *text, void *input)
+{
+    char *out = NULL;
+    size_t n = 0;
+    FILE *f;
+
+    if (key != ARGP_KEY_HELP_POST_DOC || !(f = open_memstream(&out, &n)))
+        return (char *)(uintptr_t)text;
+    fputs("Commands:\n", f);
+    for (const struct cli_command *c = cli_commands; c->name; c++)
+        fprintf(f, "  %-10s %-13s %.*s\n", c->name, c->args, (int)strcspn(c->doc, "\v"), c->doc);
+    fputs("\nunderstudy help COMMAND tells more, as does the manual: man understudy", f);
+    return fclose(f) == 0 ? out : NULL;
+}
+
+static int run(const char *name, int argc, char **argv)
+{
+    const struct cli_command *c = cli_command_get(name);
+    char title[64];
+
+    if (!c) {
+        cli_fail("there is no command \"%s\"; see understudy --help", name);
+        return CLI_USAGE;
+    }
+    (void)snprintf(title, sizeof(title), "understudy %s", name);
+    argv[0] = title;
+    return c->run(argc, argv);
+}
+
+static int help(int argc, char **argv, const struct argp *argp)
+{
+    char option[] = "--help", *as_option[] = {NULL, option, NULL};
+
+    if (argc > 1)
+        return run(argv[1], 2, as_option);
+    argp_help(argp, stdout, ARGP_HELP_STD_HELP, argv[-1]);
+    return CLI_OK;
+}
+
+int main(int argc, char **argv)
+{
+    static const struct argp argp = {
+        .parser = parse_top,
+        .args_doc = "COMMAND [ARGUMENT...]",
+        .doc = "Keeps virtual machines running when their host does not.\v",
+        .help_filter = list_commands,
+    };
+    char program[] = "understudy";
+    struct top top = {0};
+
+    argp_err_exit_status = CLI_USAGE;
+    argv[0] = program;
+    if (argp_parse(&argp, argc, argv, ARGP_IN_ORDER, NULL, &top))
+        return CLI_USAGE;
+    if (strcmp(top.rest[0], "help") == 0)
+        return help(top.n_rest, top.rest, &argp);
+    return run(top.rest[0], top.n_rest, top.rest);
+}
