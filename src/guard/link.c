@@ -79,8 +79,12 @@ static void on_broken(void *user, const char *why)
 static int on_heartbeat(sd_event_source *source, uint64_t usec, void *user)
 {
     struct guard *g = user;
+    uint64_t late_ms = (clock_now_ns() / 1000 - usec) / 1000;
     struct wire_msg msg = {.type = WIRE_HEARTBEAT, .epoch = g->core.next_epoch - 1};
 
+    if (late_ms > g->config->timeouts.heartbeat_ms)
+        log_warning("a heartbeat is %llu ms late: this host is overloaded",
+                    (unsigned long long)late_ms);
     msg.u.heartbeat.seq = ++g->link.heartbeat_seq;
     msg.u.heartbeat.term = g->core.record.term;
     msg.u.heartbeat.paired = g->core.state == PRIMARY_PROTECTED;

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/fault.h"
+#include "io/lock.h"
 #include "wire/msg.h"
 #include "wire/page.h"
 
@@ -446,7 +447,7 @@ int sender_new(struct stage_pool *pool, unsigned max_epochs, int notify_fd,
 
     if (!s)
         return -ENOMEM;
-    pthread_mutex_init(&s->lock, NULL);
+    lock_init(&s->lock);
     pthread_cond_init(&s->wake, NULL);
     pthread_cond_init(&s->idle, NULL);
     s->pool = pool;

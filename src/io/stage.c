@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 
 #include "base/cleanup.h"
+#include "io/lock.h"
 
 /* Chunks that were never used are not on the list, so that making a pool touches none of them; the
  * list is last-in-first-out, so that a small load keeps using the same, cached memory. */
@@ -41,7 +42,7 @@ struct stage_pool *stage_pool_new(uint64_t bytes)
         (void)munmap(pool->bytes, pool->n_bytes); /* cannot fail: the range is ours */
         return NULL;
     }
-    pthread_mutex_init(&pool->lock, NULL);
+    lock_init(&pool->lock);
     return take_ptr(pool);
 }
 

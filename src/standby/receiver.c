@@ -12,6 +12,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "io/lock.h"
 #include "wire/page.h"
 
 /* Theory of operation. The thread does one of two things, outside the lock: it reads the next epoch
@@ -473,7 +474,7 @@ int receiver_new(struct stage_pool *pool, uint8_t *image, uint64_t n_pages, int 
 
     if (!r)
         return -ENOMEM;
-    pthread_mutex_init(&r->lock, NULL);
+    lock_init(&r->lock);
     pthread_cond_init(&r->wake, NULL);
     pthread_cond_init(&r->idle, NULL);
     r->pool = pool;
