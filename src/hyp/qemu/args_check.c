@@ -10,6 +10,7 @@
 static const char disk[] = "disks are not replicated yet";
 static const char bypass[] = "it would carry data past the output gate";
 static const char outside_ram[] = "only the VM's main memory is replicated";
+static const char holes[] = "memory that it gives back to the host escapes dirty tracking";
 static const char passthrough[] = "the state of a host device cannot be checkpointed";
 static const char ours[] = "Understudy sets this itself";
 static const char in_file[] = "it has a key of its own in the VM file";
@@ -81,6 +82,8 @@ static const struct pattern devices[] = {
     {"tpm-*", passthrough},
     {"vhost-*", "its other half, outside of QEMU, is not checkpointed"},
     {"ivshmem*", "memory shared with others changes behind the guest's back"},
+    {"virtio-balloon*", holes},
+    {"hv-balloon*", holes},
     {"virtio-mem*", outside_ram},
     {"virtio-pmem*", outside_ram},
     {"pc-dimm*", outside_ram},

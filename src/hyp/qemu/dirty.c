@@ -170,9 +170,9 @@ static int scan(const struct dirty *d, uint64_t from, uint64_t flags, struct pag
 
     if (n < 0)
         return -errno;
-    /* The memory of a process that is ending has no pages, so nothing is reported as written.
-     * Reading an entry works only while the address space lives, and it never comes back: success
-     * now proves that it lived during the scan. */
+    /* The memory of a process that is ending has no pages, so nothing would be reported as written.
+     * Not every kernel refuses to scan it. Reading an entry works only while the address space
+     * lives, and it never comes back: success now proves that it lived during the scan. */
     if (pread(d->pagemap_fd, &entry, sizeof(entry),
               (off_t)(d->base / VM_PAGE_BYTES * sizeof(entry))) != (ssize_t)sizeof(entry))
         return -ESRCH;

@@ -23,7 +23,8 @@
  * off a dead process as one that wrote nothing.
  *
  * Limits: writes are seen through the page tables of the process alone; who writes to the file
- * through another mapping is not seen. The cost of a scan grows with the mapping's size. */
+ * through another mapping, or punches holes into it, is not seen. The cost of a scan grows with
+ * the mapping's size. */
 struct dirty {
     int uffd; /* -1: not tracking */
     int pagemap_fd;

@@ -261,7 +261,7 @@ static int send_text(struct qmp *qmp, const char *text, size_t n, int fd)
     ssize_t sent = send_with_fd(qmp->fd, text, n, fd);
 
     if (sent < 0)
-        return -errno;
+        return errno == EPIPE || errno == ECONNRESET ? -ENOTCONN : -errno;
     if ((size_t)sent < n) { /* half a command: the stream cannot be used any more */
         qmp->broken = true;
         return -ENOTCONN;

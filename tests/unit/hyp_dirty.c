@@ -1,0 +1,484 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Dirty tracking: exact to the page, from our own process and from outside of another one, and the
+ * injection that makes the latter possible leaves the other process as it was. */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "unit.h"
+
+#include "hyp/qemu/dirty.h"
+#include "hyp/qemu/spawn.h"
+#include "hyp/qemu/uapi.h"
+#include "hyp/qemu/uffd_inject.h"
+#include "io/clock.h"
+
+enum {
+    PAGES = 4096,
+    RUNS_MAX = 1500,
+    SIGNALS = 200, /* fits an exit status */
+};
+#define RAM_BYTES (PAGES * VM_PAGE_BYTES)
+
+/* A file in memory and our mapping of it. */
+struct ram {
+    char path[32];
+    int fd;
+    uint8_t *bytes;
+};
+
+static struct ram ram_new(void)
+{
+    struct ram ram = {.fd = memfd_create("us-dirty", MFD_CLOEXEC)};
+
+    assert_true(ram.fd >= 0);
+    (void)snprintf(ram.path, sizeof(ram.path), "/proc/self/fd/%d", ram.fd);
+    assert_int_equal(ftruncate(ram.fd, (off_t)RAM_BYTES), 0);
+    ram.bytes = mmap(NULL, RAM_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, ram.fd, 0);
+    assert_true(ram.bytes != MAP_FAILED);
+    return ram;
+}
+
+static void ram_free(struct ram *ram)
+{
+    (void)munmap(ram->bytes, RAM_BYTES);
+    close(ram->fd);
+}
+
+/* Takes all dirty pages in steps of n_runs and max_pages; page i's flag says whether it was. */
+static uint64_t take(struct dirty *d, size_t n_runs, uint64_t max_pages, bool *flags)
+{
+    struct page_run runs[RUNS_MAX];
+    uint64_t next = 0, total = 0;
+
+    memset(flags, 0, PAGES);
+    while (next < PAGES) {
+        uint64_t from = next, pages = 0, seen = from;
+        size_t n;
+
+        assert_int_equal(dirty_take(d, from, runs, n_runs, max_pages, &n, &next), 0);
+        assert_true(next > from && next <= PAGES && n <= n_runs);
+        for (size_t i = 0; i < n; i++) {
+            assert_true(runs[i].count >= 1 && runs[i].first >= seen);
+            seen = runs[i].first + runs[i].count;
+            pages += runs[i].count;
+            for (uint64_t page = runs[i].first; page < seen; page++)
+                flags[page] = true;
+        }
+        assert_true(pages <= max_pages && seen <= next);
+        total += pages;
+    }
+    return total;
+}
+
+static struct dirty track_self(const struct ram *ram)
+{
+    struct dirty d;
+    struct err err;
+    uint64_t base;
+    int uffd;
+
+    dirty_init(&d);
+    assert_int_equal(dirty_find_mapping(getpid(), ram->path, RAM_BYTES, &base, &err), 0);
+    assert_true(base == (uintptr_t)ram->bytes);
+    uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
+    assert_true(uffd >= 0);
+    if (dirty_start(&d, getpid(), uffd, base, RAM_BYTES, &err) < 0)
+        fail_msg("%s", err.text);
+    return d;
+}
+
+static void reports_exactly_what_was_written(void **state)
+{
+    static const struct {
+        size_t n_runs;
+        uint64_t max_pages;
+    } limits[] = {{64, 10000}, {1, 10000}, {64, 1}, {3, 7}, {2, 600}, {64, 512},
+                {RUNS_MAX, 10000}, {RUNS_MAX, 900}, {RUNS_MAX, 513}};
+    struct ram ram = ram_new();
+    struct dirty d = track_self(&ram);
+    bool wrote[PAGES], flags[PAGES];
+    uint64_t count;
+
+    (void)state;
+    srand(1);
+    assert_int_equal(take(&d, 64, 10000, flags), 0);
+    for (size_t round = 0; round < 60; round++) {
+        int density = (int)(round % 5) * 25; /* percent */
+        uint64_t n = 0;
+
+        for (size_t i = 0; i < PAGES; i++) {
+            wrote[i] = rand() % 100 < density;
+            n += wrote[i];
+            if (wrote[i])
+                ram.bytes[i * VM_PAGE_BYTES + (size_t)rand() % VM_PAGE_BYTES]++;
+        }
+        assert_int_equal(dirty_count(&d, PAGES, &count), 0);
+        assert_int_equal(count, n);
+        assert_int_equal(dirty_count(&d, 10, &count), 0);
+        assert_int_equal(count, n > 10 ? 11 : n);
+        assert_int_equal(take(&d, limits[round % N_OF(limits)].n_runs,
+                              limits[round % N_OF(limits)].max_pages, flags), n);
+        assert_memory_equal(flags, wrote, sizeof(flags));
+        assert_int_equal(take(&d, 64, 10000, flags), 0);
+    }
+    dirty_done(&d);
+    ram_free(&ram);
+}
+
+static void sees_writes_of_the_kernel(void **state)
+{
+    struct ram ram = ram_new();
+    struct dirty d = track_self(&ram);
+    bool flags[PAGES];
+    int fd = open("/dev/zero", O_RDONLY | O_CLOEXEC);
+
+    (void)state;
+    assert_int_equal(read(fd, ram.bytes + 5 * VM_PAGE_BYTES - 1, 2), 2);
+    assert_int_equal(take(&d, 64, 10000, flags), 2);
+    assert_true(flags[4] && flags[5]);
+    /* A hole punched into the file is not seen, which is why balloons are refused. */
+    assert_int_equal(fallocate(ram.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                               4 * VM_PAGE_BYTES, VM_PAGE_BYTES), 0);
+    assert_int_equal(take(&d, 64, 10000, flags), 0);
+    /* Giving memory back to the kernel without changing the file is no write. */
+    assert_int_equal(madvise(ram.bytes, RAM_BYTES, MADV_DONTNEED), 0);
+    assert_int_equal(take(&d, 64, 10000, flags), 0);
+    close(fd);
+    dirty_done(&d);
+    ram_free(&ram);
+}
+
+static void refuses_nonsense(void **state)
+{
+    struct ram ram = ram_new();
+    struct page_run run;
+    struct dirty d;
+    struct err err;
+    uint64_t next, base;
+    size_t n;
+    void *twice;
+
+    (void)state;
+    dirty_init(&d);
+    assert_int_equal(dirty_take(&d, 0, &run, 1, 1, &n, &next), -ENOTCONN);
+    assert_int_equal(dirty_count(&d, 1, &next), -ENOTCONN);
+    d = track_self(&ram);
+    assert_int_equal(dirty_take(&d, PAGES + 1, &run, 1, 1, &n, &next), -EINVAL);
+    assert_int_equal(dirty_take(&d, 0, &run, 0, 1, &n, &next), -EINVAL);
+    assert_int_equal(dirty_take(&d, PAGES, &run, 1, 1, &n, &next), 0);
+    assert_int_equal(n, 0);
+    dirty_done(&d);
+    dirty_done(&d);
+    assert_int_equal(dirty_find_mapping(getpid(), ram.path, 2 * RAM_BYTES, &base, &err), -ENOTSUP);
+    assert_int_equal(dirty_find_mapping(getpid(), "/nonexistent", RAM_BYTES, &base, &err), -ENOENT);
+    twice = mmap(NULL, RAM_BYTES, PROT_READ, MAP_SHARED, ram.fd, 0);
+    assert_true(twice != MAP_FAILED);
+    assert_int_equal(dirty_find_mapping(getpid(), ram.path, RAM_BYTES, &base, &err), -ENOTSUP);
+    assert_non_null(strstr(err.text, "more than once"));
+    (void)munmap(twice, RAM_BYTES);
+    ram_free(&ram);
+}
+
+static void finds_a_mapping_in_pieces(void **state)
+{
+    struct ram ram = ram_new();
+    struct dirty d;
+    bool flags[PAGES];
+
+    (void)state;
+    /* Different advice splits the mapping; the pieces stay contiguous. */
+    assert_int_equal(madvise(ram.bytes + 16 * VM_PAGE_BYTES, 16 * VM_PAGE_BYTES, MADV_DONTDUMP), 0);
+    d = track_self(&ram);
+    ram.bytes[15 * VM_PAGE_BYTES] = ram.bytes[16 * VM_PAGE_BYTES] = 1;
+    assert_int_equal(take(&d, 64, 10000, flags), 2);
+    assert_true(flags[15] && flags[16]);
+    dirty_done(&d);
+    ram_free(&ram);
+}
+
+/* A process to look into. What it does between two orders through its socket depends on how. */
+enum behaviour {
+    WAITS, /* in poll(), as QEMU's main thread does */
+    SPINS, /* in user code, with all it computes in registers */
+    SLEEPS, /* in a restartable system call */
+};
+
+struct child {
+    pid_t pid;
+    int pidfd;
+    int orders[2]; /* read end, write end */
+    int answers[2];
+};
+
+static volatile sig_atomic_t child_signals;
+
+static void count_signal(int number)
+{
+    child_signals++;
+}
+
+/* Runs for a moment and checks that nothing was disturbed. */
+static bool undisturbed(enum behaviour behaviour, int orders)
+{
+    if (behaviour == WAITS) {
+        struct pollfd fd = {.fd = orders, .events = POLLIN};
+
+        return poll(&fd, 1, -1) == 1 && fd.revents == POLLIN;
+    }
+    if (behaviour == SLEEPS) {
+        const struct timespec pause = {.tv_nsec = 5000000};
+
+        return nanosleep(&pause, NULL) == 0;
+    }
+    for (uint64_t i = 0, sum = 0; i <= 1000000; i++) {
+        sum += i;
+        __asm__ volatile("" : "+r"(sum)); /* do not calculate it at compile time */
+        if (i == 1000000 && sum != UINT64_C(500000500000))
+            return false;
+    }
+    return true;
+}
+
+static void __attribute__((noreturn)) child_main(const struct child *c, uint8_t *bytes,
+                                                 enum behaviour behaviour)
+{
+    char order = 0;
+
+    (void)prctl(PR_SET_PDEATHSIG, SIGKILL); /* a failed test leaves nobody behind */
+    (void)signal(SIGRTMIN, count_signal);
+    (void)fcntl(c->orders[0], F_SETFL, O_NONBLOCK);
+    if (write(c->answers[1], "r", 1) != 1)
+        _exit(2);
+    for (;;) {
+        ssize_t n;
+
+        if (!undisturbed(behaviour, c->orders[0]))
+            _exit(3);
+        n = read(c->orders[0], &order, 1);
+        if (n < 0 && errno == EAGAIN)
+            continue;
+        if (n != 1)
+            _exit(4);
+        if (order == 'q')
+            _exit(child_signals);
+        for (size_t i = 0; i < PAGES; i += 100)
+            bytes[i * VM_PAGE_BYTES]++;
+        if (write(c->answers[1], "d", 1) != 1)
+            _exit(5);
+    }
+}
+
+static struct child child_new(const struct ram *ram, enum behaviour behaviour)
+{
+    struct child c;
+    char ready;
+
+    assert_int_equal(pipe2(c.orders, O_CLOEXEC), 0);
+    assert_int_equal(pipe2(c.answers, O_CLOEXEC), 0);
+    c.pid = fork();
+    assert_true(c.pid >= 0);
+    if (c.pid == 0)
+        child_main(&c, ram->bytes, behaviour);
+    c.pidfd = (int)syscall(SYS_pidfd_open, c.pid, 0);
+    assert_true(c.pidfd >= 0);
+    assert_int_equal(read(c.answers[0], &ready, 1), 1);
+    return c;
+}
+
+static void child_order(struct child *c, char order)
+{
+    assert_int_equal(write(c->orders[1], &order, 1), 1);
+    if (order != 'q')
+        assert_int_equal(read(c->answers[0], &order, 1), 1);
+}
+
+/* Returns its exit status. */
+static int child_end(struct child *c)
+{
+    int status;
+
+    if (spawn_wait(c->pidfd, clock_now_ns() + 5 * NS_PER_S, &status) < 0) {
+        spawn_kill(c->pidfd);
+        fail_msg("the process hangs");
+    }
+    for (int i = 0; i < 2; i++) {
+        close(c->orders[i]);
+        close(c->answers[i]);
+    }
+    close(c->pidfd);
+    return status;
+}
+
+static unsigned int count_fds(pid_t pid)
+{
+    unsigned int n = 0;
+    char path[32];
+    DIR *dir;
+
+    (void)snprintf(path, sizeof(path), "/proc/%d/fd", (int)pid);
+    dir = opendir(path);
+    assert_non_null(dir);
+    while (readdir(dir))
+        n++;
+    closedir(dir);
+    return n;
+}
+
+static struct dirty track_child(const struct ram *ram, const struct child *c)
+{
+    struct dirty d;
+    struct err err;
+    uint64_t base;
+    int uffd;
+
+    dirty_init(&d);
+    if (dirty_find_mapping(c->pid, ram->path, RAM_BYTES, &base, &err) < 0 ||
+        uffd_inject(c->pid, c->pidfd, &uffd, &err) < 0 ||
+        dirty_start(&d, c->pid, uffd, base, RAM_BYTES, &err) < 0)
+        fail_msg("%s", err.text);
+    return d;
+}
+
+static void tracks_another_process(void **state)
+{
+    (void)state;
+    for (enum behaviour behaviour = WAITS; behaviour <= SLEEPS; behaviour++) {
+        struct ram ram = ram_new();
+        struct child c = child_new(&ram, behaviour);
+        unsigned int fds = count_fds(c.pid);
+        bool flags[PAGES];
+
+        for (int round = 0; round < 50; round++) {
+            struct dirty d = track_child(&ram, &c);
+
+            assert_int_equal(count_fds(c.pid), fds);
+            assert_int_equal(take(&d, 64, 10000, flags), 0);
+            child_order(&c, 'w');
+            assert_int_equal(take(&d, 64, 10000, flags), (PAGES + 99) / 100);
+            for (size_t i = 0; i < PAGES; i++)
+                assert_int_equal(flags[i], i % 100 == 0);
+            dirty_done(&d);
+        }
+        child_order(&c, 'q');
+        assert_int_equal(child_end(&c), 0);
+        ram_free(&ram);
+    }
+}
+
+/* Signals that come while the process is stopped are delivered afterwards, none is lost. */
+static void loses_no_signal(void **state)
+{
+    struct ram ram = ram_new();
+    struct child c = child_new(&ram, SPINS);
+    struct err err;
+    int uffd;
+
+    (void)state;
+    for (int i = 0; i < SIGNALS; i++) {
+        assert_int_equal(kill(c.pid, SIGRTMIN), 0); /* queued, so that each one counts */
+        if (uffd_inject(c.pid, c.pidfd, &uffd, &err) < 0)
+            fail_msg("%s", err.text);
+        close(uffd);
+    }
+    child_order(&c, 'q');
+    assert_int_equal(WEXITSTATUS(child_end(&c)), SIGNALS);
+    ram_free(&ram);
+}
+
+/* Waits until /proc/PID/stat shows a state. */
+static bool gets_into_state(pid_t pid, char state)
+{
+    uint64_t deadline_ns = clock_now_ns() + 5 * NS_PER_S;
+    char path[32], found = 0;
+
+    (void)snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+    do {
+        FILE *file = fopen(path, "re");
+
+        assert_non_null(file);
+        assert_int_equal(fscanf(file, "%*d (%*[^)]) %c", &found), 1);
+        (void)fclose(file);
+    } while (found != state && clock_now_ns() < deadline_ns);
+    return found == state;
+}
+
+/* A frozen process can be tracked, and stays frozen. */
+static void leaves_a_stopped_process_stopped(void **state)
+{
+    struct ram ram = ram_new();
+    struct child c = child_new(&ram, SPINS);
+    siginfo_t info;
+    struct err err;
+    int uffd;
+
+    (void)state;
+    assert_int_equal(kill(c.pid, SIGSTOP), 0);
+    assert_int_equal(waitid(P_PID, (id_t)c.pid, &info, WSTOPPED), 0);
+    if (uffd_inject(c.pid, c.pidfd, &uffd, &err) < 0)
+        fail_msg("%s", err.text);
+    close(uffd);
+    assert_true(gets_into_state(c.pid, 'T'));
+    assert_int_equal(kill(c.pid, SIGCONT), 0);
+    child_order(&c, 'q');
+    assert_int_equal(child_end(&c), 0);
+    ram_free(&ram);
+}
+
+/* The memory of a dead process must not pass for memory that nobody wrote to. */
+static void a_dead_process_is_not_clean(void **state)
+{
+    struct ram ram = ram_new();
+    struct child c = child_new(&ram, WAITS);
+    struct dirty d = track_child(&ram, &c);
+    struct page_run run;
+    struct err err;
+    uint64_t next;
+    siginfo_t info;
+    size_t n;
+    int uffd;
+
+    (void)state;
+    child_order(&c, 'w');
+    assert_int_equal(kill(c.pid, SIGKILL), 0);
+    assert_int_equal(waitid(P_PID, (id_t)c.pid, &info, WEXITED | WNOWAIT), 0);
+    assert_int_equal(dirty_take(&d, 0, &run, 1, PAGES, &n, &next), -ESRCH);
+    assert_int_equal(dirty_count(&d, PAGES, &next), -ESRCH);
+    assert_true(uffd_inject(c.pid, c.pidfd, &uffd, &err) < 0);
+    dirty_done(&d);
+    (void)child_end(&c);
+    ram_free(&ram);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(reports_exactly_what_was_written),
+        cmocka_unit_test(sees_writes_of_the_kernel),
+        cmocka_unit_test(refuses_nonsense),
+        cmocka_unit_test(finds_a_mapping_in_pieces),
+        cmocka_unit_test(tracks_another_process),
+        cmocka_unit_test(loses_no_signal),
+        cmocka_unit_test(leaves_a_stopped_process_stopped),
+        cmocka_unit_test(a_dead_process_is_not_clean),
+    };
+    struct err err;
+
+    if (dirty_probe_kernel(&err) < 0) {
+        printf("1..0 # SKIP %s\n", err.text);
+        return 0;
+    }
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
