@@ -41,7 +41,7 @@ struct host_config {
     char emulator[VM_PATH_MAX];
     char guard[VM_PATH_MAX]; /* the program understudy-guard */
     struct host_timeouts timeouts;
-    uint32_t staging_mib; /* per VM: epochs captured and not yet acknowledged */
+    uint32_t staging_mib; /* per VM, at its primary: epochs captured and not yet sent */
     uint32_t gate_mib;    /* per VM: frames held */
 };
 

@@ -260,13 +260,10 @@ static void on_arbiter_answer(void *user, uint64_t id, uint8_t status,
 
 static int open_pipeline(struct standby_shell *s, struct err *err)
 {
-    uint64_t staging = (uint64_t)s->config->staging_mib << 20;
     int r;
 
-    /* An epoch can be as large as the VM; more than that is never needed. */
-    if (s->body->spec.memory_bytes < staging)
-        staging = s->body->spec.memory_bytes;
-    s->pool = stage_pool_new(staging + (UINT64_C(4) << 20));
+    /* An epoch is staged whole, and can be as large as the VM. Touched only as far as used. */
+    s->pool = stage_pool_new(s->body->spec.memory_bytes + (UINT64_C(4) << 20));
     if (!s->pool)
         return err_sys(err, -ENOMEM, "staging memory");
     r = receiver_new(s->pool, s->body->ram, s->body->n_pages, s->receiver_notify, &s->receiver);

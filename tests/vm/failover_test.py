@@ -123,9 +123,9 @@ def dies_while_seeding():
         lab.lab("crash", "hosta")
         wait_for("the standby to discard its half copy", lambda: not lab.status("hostb"), 10)
         lab.restart_host("hosta")
-        done = lab.cli("hosta", "status", "web")
-        expect("protected" not in done.stdout.replace("not protected", ""),
-               f"status claims protection: {done.stdout}")
+        after = lab.status("hosta")
+        expect(after.get("state") == "down" and not after.get("protected"),
+               f"status after the host is back: {after}")
         lab.must("hosta", "start", lab.vm_file(), timeout=60)
         lab.wait_state("hosta", "protected", 30)
 
