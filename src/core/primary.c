@@ -20,7 +20,8 @@ static const unsigned permitted[] = {
     [PRIMARY_STARTING] = TO(PRIMARY_SOLO) | TO(PRIMARY_STOPPED),
     [PRIMARY_SOLO] = TO(PRIMARY_SEEDING) | TO(PRIMARY_STOPPING),
     [PRIMARY_SEEDING] = TO(PRIMARY_SOLO) | TO(PRIMARY_ARMING) | TO(PRIMARY_STOPPING),
-    [PRIMARY_ARMING] = TO(PRIMARY_SOLO) | TO(PRIMARY_PAIRING) | TO(PRIMARY_STOPPING),
+    [PRIMARY_ARMING] = TO(PRIMARY_SOLO) | TO(PRIMARY_PAIRING) | TO(PRIMARY_ISOLATED) |
+                       TO(PRIMARY_STOPPING),
     [PRIMARY_PAIRING] = TO(PRIMARY_PROTECTED) | TO(PRIMARY_ISOLATED) | TO(PRIMARY_STOPPING) |
                         TO(PRIMARY_LOST),
     [PRIMARY_PROTECTED] = TO(PRIMARY_ISOLATED) | TO(PRIMARY_STOPPING) | TO(PRIMARY_LOST),
@@ -260,6 +261,12 @@ static void on_answer(struct primary *p, const struct primary_event *ev, uint64_
         on_conflict(p, out);
 }
 
+/* The pair term has left this host: it must never be given to another copy. */
+static bool term_given(const struct primary *p)
+{
+    return p->arm_epoch != 0;
+}
+
 static void on_link_lost(struct primary *p, const char *why, uint64_t now, struct actions *out)
 {
     switch (p->state) {
@@ -267,9 +274,14 @@ static void on_link_lost(struct primary *p, const char *why, uint64_t now, struc
         drop_link(p, 0, p->wanted[0] ? now + p->timing.reprotect_ns : CORE_NEVER, out);
         break;
     case PRIMARY_SEEDING:
-    case PRIMARY_ARMING:
         enter_solo(p, why, now, out);
         break;
+    case PRIMARY_ARMING:
+        if (!term_given(p)) {
+            enter_solo(p, why, now, out);
+            break;
+        }
+        /* fallthrough */
     case PRIMARY_PAIRING:
     case PRIMARY_PROTECTED:
         drop_link(p, 0, now + p->timing.resume_ns, out);
@@ -366,9 +378,10 @@ static void on_unprotect(struct primary *p, uint64_t now, struct actions *out)
     p->wanted[0] = '\0';
     if (p->state == PRIMARY_SOLO)
         drop_link(p, WIRE_BYE_STOPPED, CORE_NEVER, out);
-    else if (p->state == PRIMARY_SEEDING || p->state == PRIMARY_ARMING)
+    else if (p->state == PRIMARY_SEEDING || (p->state == PRIMARY_ARMING && !term_given(p)))
         enter_solo(p, "unprotect", now, out);
-    else if (p->state == PRIMARY_PAIRING || p->state == PRIMARY_PROTECTED)
+    else if (p->state == PRIMARY_ARMING || p->state == PRIMARY_PAIRING ||
+             p->state == PRIMARY_PROTECTED)
         enter_isolated(p, "unprotect", out); /* the link stays: epochs go on until the swap */
 }
 

@@ -12,10 +12,10 @@
  *            START            PROTECT, link ready        seed done         first epoch acked
  *  STARTING ------> SOLO ----------------------> SEEDING ---------> ARMING ------------.
  *                    ^ ^                            |                 |                v
- *                    | '--------- link lost --------'-----------------'             PAIRING
- *                    |                                                                 | swapped
- *                    |  swapped back to solo                link lost, unprotect       v
- *                    '---------------------- ISOLATED <--------------------------- PROTECTED
+ *                    | '--------- link lost --------'                 |             PAIRING
+ *                    |                                                |                | swapped
+ *                    |  swapped back to solo                          v link lost, ... v
+ *                    '---------------------- ISOLATED <----------------------------PROTECTED
  *
  *  any --(stop)--> STOPPING --> STOPPED          any --(another owner found)--> LOST
  *
@@ -24,6 +24,10 @@
  * (the register's term + 1), so that its acknowledgement proves that the standby knows the term
  * under which it may take over before the swap solo -> paired is asked for. From ARMING on, frames
  * are released by acknowledgements alone, until the register says {we, solo} again.
+ *
+ * Once an epoch with the pair term was cut, that term may be known to a standby, and must never be
+ * given to another copy: an armed primary that gives up leaves through ISOLATED too, whose swap
+ * uses the term up (and tells the standby that its copy is worthless).
  *
  * ISOLATED means "leaving the pair": the swap to solo was asked for and not answered yet. Once it
  * was asked for, an answer may be lost and the question may still be carried out much later, so
