@@ -336,7 +336,7 @@ static void on_ack(struct primary *p, const struct primary_event *ev, uint64_t n
 {
     uint64_t epoch = ev->u.ack.epoch;
 
-    if (p->link != LINK_UP || epoch <= p->committed)
+    if (p->link != LINK_UP || epoch <= p->committed || p->state == PRIMARY_STOPPING)
         return;
     if (!ack_valid(p, epoch, ev->u.ack.term)) {
         on_link_lost(p, "the standby acknowledged what was never sent", now, out);
@@ -391,6 +391,8 @@ static void on_stop(struct primary *p, struct actions *out)
         start_refused(p, "stopped before it ran", out);
     } else if (p->state != PRIMARY_STOPPING) {
         set_state(p, PRIMARY_STOPPING, "stop", out);
+        actions_add(out, ACT_GATE_HOLD);
+        p->connect_at_ns = CORE_NEVER;
         ask_again(p, out);
     }
 }
@@ -500,8 +502,7 @@ uint64_t primary_deadline(const struct primary *p)
 
 bool primary_may_cut(const struct primary *p)
 {
-    return p->link == LINK_UP && (p->state == PRIMARY_ARMING || has_pair(p) ||
-                                  (p->state == PRIMARY_STOPPING && p->arm_epoch));
+    return p->link == LINK_UP && (p->state == PRIMARY_ARMING || has_pair(p));
 }
 
 uint64_t primary_cut(struct primary *p, uint64_t *ret_term)

@@ -36,6 +36,9 @@
  * release them, whatever the register says: if it takes over, then with all that it
  * acknowledged), but the VM does not count as protected.
  *
+ * From STOPPING on nothing leaves: another host may start the VM as soon as the register says that
+ * nobody owns it, which is before the answer is here. Acknowledgements commit nothing any more.
+ *
  * A question that never got an answer is harmless: each one names the whole record that it expects,
  * and terms only grow. An answer "conflict" with the very record we wanted means that an earlier
  * question of ours was carried out, since nobody else writes us as the owner. */
