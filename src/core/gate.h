@@ -23,10 +23,13 @@ static inline void gate_init(struct gate *g, uint64_t open_epoch)
     *g = (struct gate){.open_epoch = open_epoch};
 }
 
-/* Epoch `epoch` was cut: later frames belong to the one after it. */
+/* Epoch `epoch` was cut: later frames belong to the one after it. When the copy of an epoch lasts
+ * longer than its session, the next session's seeding epochs are cut before it is done: a stamp
+ * never goes back, or it would pass for committed. */
 static inline void gate_cut(struct gate *g, uint64_t epoch)
 {
-    g->open_epoch = epoch + 1;
+    if (epoch >= g->open_epoch)
+        g->open_epoch = epoch + 1;
 }
 
 /* May a frame with this stamp leave the host? */
