@@ -59,6 +59,10 @@ static void complete_if_all_seen(struct hyp_vm *vm)
 {
     if (vm->phase != VM_CHECKPOINT || vm->migration != VM_MIGRATION_COMPLETED || !vm->stream.ended)
         return;
+    if (vm->stream.n_bytes == 0) {
+        fail_checkpoint(vm, "QEMU wrote no device state");
+        return;
+    }
     vm->timing.state_ns = clock_now_ns() - vm->order_ns;
     disarm(&vm->stream);
     vm_finish(vm, VM_OUTCOME_CHECKPOINT, "device state complete");
@@ -183,7 +187,7 @@ int vm_checkpoint(struct hyp_vm *vm, struct err *err)
         return err_sys(err, r, "QMP migrate");
     qmp_prepare(vm->qmp, "cont", "");
     vm_set_phase(vm, VM_CHECKPOINT, "ordered");
-    vm_set_timer(vm, VM_CHECKPOINT_TIMEOUT_MS);
+    vm_set_timer(vm, vm->checkpoint_timeout_ms);
     return 0;
 }
 
@@ -243,7 +247,7 @@ int vm_resume(struct hyp_vm *vm, struct err *err)
     if (r < 0)
         return err_sys(err, r, "QMP cont");
     vm_set_phase(vm, VM_RESUME, "ordered");
-    vm_set_timer(vm, VM_ANSWER_TIMEOUT_MS);
+    vm_set_timer(vm, vm->answer_timeout_ms);
     return 0;
 }
 
@@ -279,7 +283,7 @@ static void fail_checkpoint(struct hyp_vm *vm, const char *why)
     (void)snprintf(vm->failure, sizeof(vm->failure), "%s", why);
     disarm(&vm->stream);
     vm_set_phase(vm, VM_ROLLBACK, why);
-    vm_set_timer(vm, VM_ANSWER_TIMEOUT_MS);
+    vm_set_timer(vm, vm->answer_timeout_ms);
     if (vm->migration == VM_MIGRATION_ACTIVE)
         r = qmp_send(vm->qmp, "migrate_cancel", "", -1, ignore_reply, vm);
     else /* ended already; the event did not say why */

@@ -102,6 +102,8 @@ static int new_vm(const struct hyp_launch *launch, struct hyp_vm **ret_vm, struc
     vm->incoming = launch->incoming;
     vm->pidfd = vm->stream.fd = vm->feed.fd = -1;
     vm->stream.max_bytes = VM_STATE_MAX_BYTES;
+    vm->checkpoint_timeout_ms = VM_CHECKPOINT_TIMEOUT_MS;
+    vm->answer_timeout_ms = VM_ANSWER_TIMEOUT_MS;
     dirty_init(&vm->dirty);
     (void)snprintf(vm->machine, sizeof(vm->machine), "%s", launch->spec->machine);
     vm->ram_path = strdup(launch->ram_path);
@@ -211,7 +213,7 @@ int vm_launch(const struct hyp_launch *launch, struct hyp_vm **ret_vm, struct er
         wait.deadline_ns = clock_now_ns() + VM_LAUNCH_TIMEOUT_MS * NS_PER_MS;
         wait.pidfd = vm->pidfd;
         r = prepare(vm, &wait, err);
-        if (r == -ESRCH || r == -ENOTCONN) {
+        if (r == -ESRCH || r == -ENOTCONN) { /* it has ended */
             if (spawn_wait(vm->pidfd, clock_now_ns() + VM_EOF_GRACE_MS * NS_PER_MS, &status) == 0)
                 close(take_fd(&vm->pidfd));
             explain(vm, err);

@@ -119,7 +119,7 @@ int vm_restore(struct hyp_vm *vm, const struct hyp_state *state, struct err *err
     vm->feed.n_bytes = state->n_bytes;
     vm->feed.n_sent = 0;
     vm_set_phase(vm, VM_RESTORE, "ordered");
-    vm_set_timer(vm, VM_ANSWER_TIMEOUT_MS);
+    vm_set_timer(vm, vm->answer_timeout_ms);
     r = sd_event_add_io(vm->event, &vm->feed.source, vm->feed.fd, EPOLLOUT, on_writable, vm);
     if (r < 0) { /* QEMU waits already: it cannot be asked again */
         vm_kill_because(vm, HYP_EXIT_CRASH, "no memory to restore");

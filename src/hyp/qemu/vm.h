@@ -110,6 +110,8 @@ struct hyp_vm {
     sd_event_source *timer_source;
     sd_event_source *report_source;
 
+    unsigned int checkpoint_timeout_ms; /* changed by tests only */
+    unsigned int answer_timeout_ms;
     enum vm_phase phase;
     bool incoming; /* and not restored yet */
     bool running;  /* by QEMU's STOP and RESUME */

@@ -1,0 +1,600 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The driver against an emulator that misbehaves on order. This program is both: with QEMU's
+ * arguments it plays QEMU, with what the environment variable FAKE_QEMU names as its misbehaviour. */
+#include <errno.h>
+#include <fcntl.h>
+#include <jansson.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "unit.h"
+
+#include "hyp/qemu/args.h"
+#include "hyp/qemu/vm.h"
+#include "io/clock.h"
+
+/* ---- the emulator ---- */
+
+struct fake {
+    int qmp;
+    int fd; /* passed by the last getfd; -1 = none */
+    bool running;
+    bool incoming;
+    unsigned int conts; /* refused so far */
+};
+
+static bool misbehaves(const char *how)
+{
+    return strcmp(getenv("FAKE_QEMU"), how) == 0;
+}
+
+static void say(const struct fake *q, const char *text)
+{
+    if (write(q->qmp, text, strlen(text)) < 0)
+        _exit(7);
+}
+
+static void reply(const struct fake *q, json_int_t id, const char *body)
+{
+    char line[256];
+
+    (void)snprintf(line, sizeof(line), "{%s, \"id\": %lld}\r\n", body, (long long)id);
+    say(q, line);
+}
+
+static void say_status(const struct fake *q, const char *status)
+{
+    char line[256];
+
+    (void)snprintf(line, sizeof(line),
+                   "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"%s\"}}\r\n", status);
+    say(q, line);
+}
+
+static void set_running(struct fake *q, bool running)
+{
+    if (q->running != running)
+        say(q, running ? "{\"event\": \"RESUME\"}\r\n" : "{\"event\": \"STOP\"}\r\n");
+    q->running = running;
+}
+
+/* Migrates as QEMU does, but for what it shall do wrong. */
+static void fake_migrate(struct fake *q, json_int_t id)
+{
+    bool was_running = q->running;
+
+    if (misbehaves("refuse")) {
+        reply(q, id, "\"error\": {\"desc\": \"device x blocks it\"}");
+        return;
+    }
+    reply(q, id, "\"return\": {}");
+    say_status(q, "active");
+    if (misbehaves("hang"))
+        return;
+    set_running(q, false);
+    if (misbehaves("die")) {
+        fprintf(stderr, "fake: first line\nfake: \x1b[1mout of order\n");
+        _exit(3);
+    }
+    if (misbehaves("shutdown")) {
+        say(q, "{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": true, "
+               "\"reason\": \"guest-shutdown\"}}\r\n");
+        _exit(0);
+    }
+    if (misbehaves("garbage"))
+        say(q, "\x01\x02 not JSON\r\n");
+    if (misbehaves("fail")) {
+        say_status(q, "failed");
+        set_running(q, was_running);
+    } else {
+        if (!misbehaves("empty") && write(q->fd, "state", 5) != 5)
+            _exit(6);
+        say_status(q, "completed");
+    }
+    if (misbehaves("endless"))
+        return; /* the stream stays open */
+    close(q->fd);
+    q->fd = -1;
+}
+
+static void fake_migrate_incoming(struct fake *q, json_int_t id)
+{
+    char bytes[64];
+    ssize_t n, total = 0;
+
+    reply(q, id, "\"return\": {}");
+    while ((n = read(q->fd, bytes + total, sizeof(bytes) - (size_t)total)) > 0)
+        total += n;
+    if (total != 5 || memcmp(bytes, "state", 5) != 0) {
+        fprintf(stderr, "fake: load of migration failed\n");
+        _exit(1);
+    }
+    if (!misbehaves("paused"))
+        set_running(q, true);
+    say_status(q, "completed");
+    q->incoming = false;
+}
+
+static void fake_command(struct fake *q, const json_t *command)
+{
+    const char *what = json_string_value(json_object_get(command, "execute"));
+    json_int_t id = json_integer_value(json_object_get(command, "id"));
+
+    if (!what || json_object_get(command, "void")) {
+        reply(q, id, "\"error\": {\"desc\": \"QMP input member 'void' is unexpected\"}");
+    } else if (strcmp(what, "migrate") == 0) {
+        fake_migrate(q, id);
+    } else if (strcmp(what, "migrate-incoming") == 0) {
+        fake_migrate_incoming(q, id);
+    } else if (strcmp(what, "migrate_cancel") == 0) {
+        reply(q, id, "\"return\": {}");
+        if (!misbehaves("hang"))
+            say_status(q, "cancelled");
+    } else if (strcmp(what, "query-migrate") == 0) {
+        reply(q, id, misbehaves("blocked")
+                         ? "\"return\": {\"blocked-reasons\": [\"device y\"]}"
+                         : "\"return\": {\"error-desc\": \"no luck\"}");
+    } else if (strcmp(what, "cont") == 0 && misbehaves("cont-late") && q->conts++ < 3) {
+        reply(q, id, "\"error\": {\"desc\": \"Migration is not finalized yet\"}");
+    } else if (strcmp(what, "cont") == 0 && misbehaves("cont-never")) {
+        reply(q, id, "\"error\": {\"desc\": \"never\"}");
+    } else {
+        if (strcmp(what, "cont") == 0)
+            set_running(q, true);
+        reply(q, id, "\"return\": {}");
+    }
+}
+
+/* Reads one byte, with the descriptor that may come along. */
+static char fake_read(struct fake *q)
+{
+    union {
+        char bytes[CMSG_SPACE(sizeof(int))];
+        struct cmsghdr align;
+    } control;
+    char c;
+    struct iovec iov = {&c, 1};
+    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.bytes,
+                         .msg_controllen = sizeof(control.bytes)};
+    struct cmsghdr *cmsg;
+
+    if (recvmsg(q->qmp, &msg, MSG_CMSG_CLOEXEC) != 1)
+        _exit(0); /* the driver is gone */
+    cmsg = CMSG_FIRSTHDR(&msg);
+    if (cmsg)
+        memcpy(&q->fd, CMSG_DATA(cmsg), sizeof(q->fd));
+    return c;
+}
+
+static int play_qemu(int argc, char **argv)
+{
+    struct fake q = {.fd = -1};
+    char text[4096];
+    size_t n = 0;
+    int depth = 0;
+
+    if (misbehaves("stillborn")) {
+        fprintf(stderr, "fake: Property 'pc.ram' not found\n");
+        return 1;
+    }
+    for (int i = 1; i < argc; i++)
+        q.incoming |= strcmp(argv[i], "-incoming") == 0;
+    q.qmp = accept(QMP_LISTEN_FD, NULL, NULL);
+    say(&q, "{\"QMP\": {\"version\": {}, \"capabilities\": []}}\r\n");
+    for (;;) {
+        char c = fake_read(&q);
+
+        if (n + 1 == sizeof(text))
+            return 8;
+        text[n++] = c;
+        depth += c == '{' ? 1 : c == '}' ? -1 : 0; /* our commands have no braces in strings */
+        if (depth == 0 && c == '}') {
+            json_auto_t *command = json_loadb(text, n, 0, NULL);
+
+            fake_command(&q, command);
+            n = 0;
+        }
+    }
+}
+
+/* ---- the tests ---- */
+
+enum happening {
+    NOTHING,
+    CHECKPOINT,
+    RUNNING,
+    FAILURE,
+    EXIT,
+};
+
+struct fixture {
+    char dir[32];
+    sd_event *event;
+    struct hyp_vm *vm;
+    enum happening happened[8];
+    size_t n_happened;
+    char state[16];
+    bool failure_running;
+    enum hyp_exit exit_how;
+    char text[600];
+};
+
+static char self_path[4096];
+
+static void note(struct fixture *f, enum happening what)
+{
+    assert_true(f->n_happened < N_OF(f->happened));
+    f->happened[f->n_happened++] = what;
+}
+
+static void on_checkpoint(void *user, const struct hyp_state *state,
+                          const struct hyp_timing *timing)
+{
+    struct fixture *f = user;
+
+    assert_true(timing->stop_ns <= timing->state_ns);
+    assert_string_equal(state->format, "qemu:pc-i440fx-7.2");
+    (void)snprintf(f->state, sizeof(f->state), "%.*s", (int)state->n_bytes,
+                   (const char *)state->bytes);
+    note(f, CHECKPOINT);
+}
+
+static void on_running(void *user)
+{
+    note(user, RUNNING);
+}
+
+static void on_failure(void *user, const char *why, bool running)
+{
+    struct fixture *f = user;
+
+    f->failure_running = running;
+    (void)snprintf(f->text, sizeof(f->text), "%s", why);
+    note(f, FAILURE);
+}
+
+static void on_exit_of_vm(void *user, enum hyp_exit how, const char *detail)
+{
+    struct fixture *f = user;
+
+    f->exit_how = how;
+    (void)snprintf(f->text, sizeof(f->text), "%s", detail);
+    note(f, EXIT);
+}
+
+static const struct hyp_callbacks callbacks = {on_checkpoint, on_running, on_failure,
+                                               on_exit_of_vm};
+
+static int setup(void **state)
+{
+    struct fixture *f = calloc(1, sizeof(*f));
+
+    assert_non_null(f);
+    strcpy(f->dir, "/tmp/us-hyp.XXXXXX");
+    assert_non_null(mkdtemp(f->dir));
+    assert_true(sd_event_new(&f->event) >= 0);
+    *state = f;
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    struct fixture *f = *state;
+    char path[64];
+
+    hyp_qemu.close(f->vm);
+    (void)snprintf(path, sizeof(path), "%s/qmp.sock", f->dir);
+    assert_int_not_equal(access(path, F_OK), 0); /* close() removed it */
+    (void)snprintf(path, sizeof(path), "%s/qemu.log", f->dir);
+    (void)unlink(path);
+    assert_int_equal(rmdir(f->dir), 0);
+    sd_event_unref(f->event);
+    free(f);
+    return 0;
+}
+
+static int launch(struct fixture *f, const char *misbehaviour, bool incoming, struct err *err)
+{
+    struct vm_spec spec = {
+        .name = "fake",
+        .memory_bytes = 1 << 20,
+        .cpus = 1,
+        .machine = "pc-i440fx-7.2",
+        .accel = "tcg",
+    };
+    struct hyp_launch order = {
+        .spec = &spec,
+        .run_dir = f->dir,
+        .ram_path = "/dev/null",
+        .emulator = self_path,
+        .incoming = incoming,
+        .event = f->event,
+        .callbacks = &callbacks,
+        .user = f,
+    };
+
+    assert_int_equal(setenv("FAKE_QEMU", misbehaviour, 1), 0);
+    return hyp_qemu.launch(&order, &f->vm, err);
+}
+
+static void launch_well(struct fixture *f, const char *misbehaviour, bool incoming)
+{
+    struct err err;
+
+    if (launch(f, misbehaviour, incoming, &err) < 0)
+        fail_msg("%s", err.text);
+    f->vm->checkpoint_timeout_ms = 300;
+    f->vm->answer_timeout_ms = 300;
+}
+
+/* Runs the loop until something is reported, which has to be `what`. */
+static void expect(struct fixture *f, enum happening what)
+{
+    uint64_t deadline_ns = clock_now_ns() + 10 * NS_PER_S;
+
+    while (f->n_happened == 0 && clock_now_ns() < deadline_ns)
+        assert_true(sd_event_run(f->event, 100000) >= 0);
+    assert_int_equal(f->n_happened, 1);
+    if (f->happened[0] != what)
+        fail_msg("%d instead of %d: %s", f->happened[0], what, f->text);
+    f->n_happened = 0;
+}
+
+/* Lets whatever else there is happen: nothing may. */
+static void expect_nothing(struct fixture *f)
+{
+    while (sd_event_run(f->event, 50000) > 0)
+        ;
+    assert_int_equal(f->n_happened, 0);
+}
+
+static void start(struct fixture *f, const char *misbehaviour)
+{
+    launch_well(f, misbehaviour, false);
+    assert_int_equal(hyp_qemu.resume(f->vm, NULL), 0);
+    assert_int_equal(f->n_happened, 0); /* never from inside an operation */
+    expect(f, RUNNING);
+}
+
+static void order_checkpoint(struct fixture *f)
+{
+    assert_int_equal(hyp_qemu.checkpoint(f->vm, NULL), 0);
+    assert_int_equal(f->n_happened, 0);
+}
+
+static void checkpoints_again_and_again(void **state)
+{
+    struct fixture *f = *state;
+
+    start(f, "");
+    for (int i = 0; i < 20; i++) {
+        order_checkpoint(f);
+        assert_int_equal(hyp_qemu.checkpoint(f->vm, NULL), -EBUSY);
+        assert_int_equal(hyp_qemu.resume(f->vm, NULL), -EBUSY);
+        expect(f, CHECKPOINT);
+        assert_string_equal(f->state, "state");
+        if (i % 3 == 0) /* a stopped VM can be checkpointed too */
+            continue;
+        assert_int_equal(hyp_qemu.resume(f->vm, NULL), 0);
+        expect(f, RUNNING);
+    }
+    expect_nothing(f);
+}
+
+static void reports_a_refused_checkpoint(void **state)
+{
+    struct fixture *f = *state;
+
+    start(f, "refuse");
+    for (int i = 0; i < 3; i++) {
+        order_checkpoint(f);
+        expect(f, FAILURE);
+        assert_true(f->failure_running);
+        assert_non_null(strstr(f->text, "device x blocks it"));
+    }
+    expect_nothing(f);
+}
+
+static void resumes_after_a_failed_checkpoint(void **state)
+{
+    struct fixture *f = *state;
+
+    start(f, "fail");
+    for (int i = 0; i < 3; i++) {
+        order_checkpoint(f);
+        expect(f, FAILURE);
+        assert_true(f->failure_running);
+        assert_non_null(strstr(f->text, "no luck"));
+    }
+    expect_nothing(f);
+}
+
+static void gives_up_on_an_endless_stream(void **state)
+{
+    struct fixture *f = *state;
+
+    start(f, "endless");
+    order_checkpoint(f);
+    expect(f, FAILURE);
+    assert_true(f->failure_running);
+    expect_nothing(f);
+}
+
+static void refuses_an_empty_state(void **state)
+{
+    struct fixture *f = *state;
+
+    start(f, "empty");
+    order_checkpoint(f);
+    expect(f, FAILURE);
+    assert_true(f->failure_running);
+}
+
+static void gives_up_on_a_hanging_emulator(void **state)
+{
+    struct fixture *f = *state;
+
+    start(f, "hang");
+    order_checkpoint(f);
+    expect(f, FAILURE);
+    assert_int_equal(hyp_qemu.checkpoint(f->vm, NULL), -EIO);
+    assert_int_equal(hyp_qemu.resume(f->vm, NULL), -EIO);
+    hyp_qemu.kill(f->vm);
+    expect(f, EXIT);
+    assert_int_equal(f->exit_how, HYP_EXIT_KILLED);
+    expect_nothing(f);
+}
+
+static void reports_a_death(void **state)
+{
+    struct fixture *f = *state;
+
+    start(f, "die");
+    order_checkpoint(f);
+    expect(f, EXIT);
+    assert_int_equal(f->exit_how, HYP_EXIT_CRASH);
+    assert_string_equal(f->text, "QEMU ended: exit status 3: fake: ?[1mout of order");
+    assert_true(hyp_qemu.checkpoint(f->vm, NULL) < 0);
+    hyp_qemu.kill(f->vm);
+    expect_nothing(f);
+}
+
+static void reports_a_shutdown(void **state)
+{
+    struct fixture *f = *state;
+
+    start(f, "shutdown");
+    order_checkpoint(f);
+    expect(f, EXIT);
+    assert_int_equal(f->exit_how, HYP_EXIT_GUEST_SHUTDOWN);
+    expect_nothing(f);
+}
+
+static void ends_what_speaks_no_qmp(void **state)
+{
+    struct fixture *f = *state;
+
+    start(f, "garbage");
+    order_checkpoint(f);
+    expect(f, EXIT);
+    assert_int_equal(f->exit_how, HYP_EXIT_CRASH);
+    assert_non_null(strstr(f->text, "no JSON object"));
+    expect_nothing(f);
+}
+
+static void asks_again_to_continue(void **state)
+{
+    struct fixture *f = *state;
+
+    start(f, "cont-late");
+    hyp_qemu.close(f->vm);
+    launch_well(f, "cont-never", false);
+    assert_int_equal(hyp_qemu.resume(f->vm, NULL), 0);
+    expect(f, FAILURE);
+    assert_false(f->failure_running);
+    assert_non_null(strstr(f->text, "refused to continue: never"));
+}
+
+static void restores(void **state)
+{
+    const struct hyp_state good = {.format = "qemu:pc-i440fx-7.2",
+                                   .bytes = (const uint8_t *)"state",
+                                   .n_bytes = 5};
+    struct hyp_state other = good;
+    struct fixture *f = *state;
+    struct err err;
+
+    for (int paused = 0; paused < 2; paused++) {
+        launch_well(f, paused ? "paused" : "", true);
+        assert_int_equal(hyp_qemu.checkpoint(f->vm, NULL), -EINVAL);
+        assert_int_equal(hyp_qemu.resume(f->vm, NULL), -EINVAL);
+        strcpy(other.format, "qemu:pc-q35-7.2");
+        assert_int_equal(hyp_qemu.restore(f->vm, &other, &err), -EINVAL);
+        assert_non_null(strstr(err.text, "pc-q35-7.2"));
+        assert_int_equal(hyp_qemu.restore(f->vm, &good, NULL), 0);
+        assert_int_equal(f->n_happened, 0);
+        expect(f, RUNNING);
+        assert_int_equal(hyp_qemu.restore(f->vm, &good, NULL), -EINVAL);
+        order_checkpoint(f);
+        expect(f, CHECKPOINT);
+        hyp_qemu.close(f->vm);
+        f->vm = NULL;
+    }
+}
+
+static void reports_a_state_that_does_not_load(void **state)
+{
+    const struct hyp_state bad = {.format = "qemu:pc-i440fx-7.2",
+                                  .bytes = (const uint8_t *)"stat",
+                                  .n_bytes = 4};
+    struct fixture *f = *state;
+
+    launch_well(f, "", true);
+    assert_int_equal(hyp_qemu.restore(f->vm, &bad, NULL), 0);
+    expect(f, EXIT);
+    assert_int_equal(f->exit_how, HYP_EXIT_CRASH);
+    assert_non_null(strstr(f->text, "load of migration failed"));
+}
+
+static void explains_a_launch_that_fails(void **state)
+{
+    struct fixture *f = *state;
+    struct err err;
+
+    assert_true(launch(f, "stillborn", false, &err) < 0);
+    assert_string_equal(err.text, "QEMU: fake: Property 'pc.ram' not found");
+    assert_int_equal(launch(f, "blocked", false, &err), -EOPNOTSUPP);
+    assert_non_null(strstr(err.text, "device y"));
+    strcpy(self_path, "/nonexistent/qemu");
+    assert_int_equal(launch(f, "", false, &err), -ENOENT);
+    assert_non_null(strstr(err.text, "/nonexistent/qemu"));
+    assert_true(readlink("/proc/self/exe", self_path, sizeof(self_path)) > 0);
+}
+
+static void kills(void **state)
+{
+    struct fixture *f = *state;
+    pid_t pid;
+
+    start(f, "");
+    pid = hyp_qemu.pid(f->vm);
+    hyp_qemu.kill(f->vm);
+    hyp_qemu.kill(f->vm);
+    expect(f, EXIT);
+    assert_int_equal(f->exit_how, HYP_EXIT_KILLED);
+    assert_int_equal(kill(pid, 0), -1);
+    expect_nothing(f);
+    hyp_qemu.close(NULL);
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(checkpoints_again_and_again, setup, teardown),
+        cmocka_unit_test_setup_teardown(reports_a_refused_checkpoint, setup, teardown),
+        cmocka_unit_test_setup_teardown(resumes_after_a_failed_checkpoint, setup, teardown),
+        cmocka_unit_test_setup_teardown(gives_up_on_an_endless_stream, setup, teardown),
+        cmocka_unit_test_setup_teardown(refuses_an_empty_state, setup, teardown),
+        cmocka_unit_test_setup_teardown(gives_up_on_a_hanging_emulator, setup, teardown),
+        cmocka_unit_test_setup_teardown(reports_a_death, setup, teardown),
+        cmocka_unit_test_setup_teardown(reports_a_shutdown, setup, teardown),
+        cmocka_unit_test_setup_teardown(ends_what_speaks_no_qmp, setup, teardown),
+        cmocka_unit_test_setup_teardown(asks_again_to_continue, setup, teardown),
+        cmocka_unit_test_setup_teardown(restores, setup, teardown),
+        cmocka_unit_test_setup_teardown(reports_a_state_that_does_not_load, setup, teardown),
+        cmocka_unit_test_setup_teardown(explains_a_launch_that_fails, setup, teardown),
+        cmocka_unit_test_setup_teardown(kills, setup, teardown),
+    };
+
+    if (argc > 1 && getenv("FAKE_QEMU"))
+        return play_qemu(argc, argv);
+    if (readlink("/proc/self/exe", self_path, sizeof(self_path) - 1) < 0)
+        return 1;
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
