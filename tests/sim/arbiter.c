@@ -1,0 +1,180 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <string.h>
+
+#include "sim.h"
+
+/* The arbiter: src/wire's register behind a way that delays, loses and reorders. Every question is
+ * a message of its own, so that a question that was given up may overtake or follow the next one,
+ * and may be carried out seconds later or after its asker's death. */
+
+static uint8_t host_number(const char *name)
+{
+    uint8_t i;
+
+    for (i = 0; i < HOSTS_MAX; i++) {
+        if (strcmp(name, host_names[i]) == 0)
+            return i;
+    }
+    return NO_HOST;
+}
+
+/* When something sent now over a possibly partitioned way arrives; NEVER = lost. */
+static uint64_t arrival(struct world *w, unsigned from, unsigned to)
+{
+    uint64_t until = w->net.blocked_until_ns[from][to];
+
+    if (until <= w->now_ns)
+        return w->now_ns + net_delay(w);
+    if (rng_chance(w, 500000))
+        return NEVER;
+    return until + rng_log(w, NS_PER_MS, NS_PER_S);
+}
+
+void arbiter_ask(struct world *w, uint8_t proc, uint64_t id, const struct wire_arb_request *request,
+                 uint32_t session)
+{
+    struct arbiter *a = &w->arbiter;
+    uint32_t i = a->n_asks;
+    struct ask *ask;
+    uint64_t at;
+
+    arbiter_give_up(w, proc);
+    if (i == ASKS_MAX) {
+        world_fail(w, "simulator: too many questions");
+        return;
+    }
+    a->n_asks++;
+    ask = &a->asks[i];
+    *ask = (struct ask){
+        .id = id,
+        .request = *request,
+        .proc = proc,
+        .life = proc_get(w, proc)->life,
+        .session = session,
+    };
+    memcpy(ask->request.vm, "vm", sizeof("vm"));
+    if (arb_request_check(&ask->request, NULL) < 0)
+        world_fail(w, "%s asks the arbiter for what is no valid request", host_names[proc / 2]);
+    proc_get(w, proc)->ask = i + 1;
+    at = arrival(w, proc / 2, NODE_ARBITER);
+    if (at != NEVER && rng_chance(w, w->setup.late_ask))
+        at += rng_range(w, 300 * NS_PER_MS, 4 * NS_PER_S);
+    if (at != NEVER)
+        world_post(w, at, EV_ARB_ARRIVE, NO_PROC, i);
+    world_post(w, w->now_ns + w->setup.arb_timeout_ns, EV_ARB_TIMEOUT, proc, i);
+    TRACE(w, "%s %s: asks #%u: %s term %llu -> %llu %s", host_names[proc / 2],
+          proc % 2 ? "standby" : "guard", i, request->op == WIRE_ARB_GET ? "get" : "swap",
+          (unsigned long long)request->expected.term, (unsigned long long)request->wanted.term,
+          request->wanted.owner);
+}
+
+void arbiter_give_up(struct world *w, uint8_t proc)
+{
+    struct proc *p = proc_get(w, proc);
+
+    if (p->ask)
+        w->arbiter.asks[p->ask - 1].given_up = true;
+    p->ask = 0;
+}
+
+static void answer(struct world *w, uint32_t i)
+{
+    const struct ask *ask = &w->arbiter.asks[i];
+    uint64_t at;
+
+    if (proc_get(w, ask->proc)->life != ask->life || rng_chance(w, w->setup.lost_reply))
+        return;
+    at = arrival(w, NODE_ARBITER, ask->proc / 2);
+    if (at != NEVER)
+        world_post(w, at, EV_ARB_REPLY, ask->proc, i);
+}
+
+void arbiter_arrive(struct world *w, uint32_t i)
+{
+    struct arbiter *a = &w->arbiter;
+    uint64_t delay = rng_log(w, 100 * NS_PER_US, 5 * NS_PER_MS);
+
+    if (!a->up) {
+        if (rng_chance(w, 500000))
+            answer(w, i); /* connection refused: status 0 at once */
+        return;
+    }
+    if (w->now_ns < a->slow_until_ns)
+        delay = rng_range(w, 100 * NS_PER_MS, 2 * NS_PER_S);
+    world_post(w, w->now_ns + delay, EV_ARB_APPLY, NO_PROC, i);
+}
+
+static void cover_stale(struct world *w, const struct ask *ask)
+{
+    bool gone = proc_get(w, ask->proc)->life != ask->life;
+
+    if (ask->reply.status != WIRE_ARB_DONE)
+        cover(w, COVER_STALE_LOST);
+    else if (gone)
+        cover(w, COVER_STALE_WON_DEAD);
+    else
+        cover(w, ask->proc % 2 == ROLE_GUARD ? COVER_STALE_WON_PRIMARY : COVER_STALE_WON_STANDBY);
+}
+
+static void carry_out(struct world *w, struct ask *ask)
+{
+    struct arbiter *a = &w->arbiter;
+    struct arb_record before = a->reg;
+
+    arb_register_apply(&a->reg, &ask->request, &ask->reply);
+    if (ask->request.op != WIRE_ARB_CAS)
+        return;
+    if (ask->given_up || proc_get(w, ask->proc)->life != ask->life)
+        cover_stale(w, ask);
+    if (ask->reply.status != WIRE_ARB_DONE)
+        return;
+    a->old = before;
+    a->owner = host_number(a->reg.owner);
+    a->standby = host_number(a->reg.standby);
+    TRACE(w, "arbiter: term %llu: %s %s %s", (unsigned long long)a->reg.term,
+          a->reg.owner[0] ? a->reg.owner : "nobody", a->reg.mode == ARB_PAIRED ? "paired" : "solo",
+          a->reg.standby);
+    check_register(w, &before, ask);
+}
+
+void arbiter_apply(struct world *w, uint32_t i)
+{
+    struct arbiter *a = &w->arbiter;
+    struct ask *ask = &a->asks[i];
+
+    if (!a->up) { /* it crashed with this one in its hands */
+        if (ask->request.op == WIRE_ARB_CAS && rng_chance(w, 500000)) {
+            cover(w, COVER_ARB_CRASH_APPLIED);
+            ask->given_up = true;
+            carry_out(w, ask);
+        }
+        return;
+    }
+    if (rng_chance(w, w->setup.arb_error)) {
+        cover(w, COVER_ARB_ERROR);
+        ask->reply = (struct wire_arb_reply){.status = WIRE_ARB_ERROR, .current = a->reg};
+    } else {
+        carry_out(w, ask);
+    }
+    answer(w, i);
+}
+
+void arbiter_crash(struct world *w, uint64_t down_ns)
+{
+    if (!w->arbiter.up)
+        return;
+    TRACE(w, "arbiter: crashes");
+    w->arbiter.up = false;
+    if (planted(w, PLANT_ARBITER_FORGETS) && w->arbiter.old.term) {
+        w->arbiter.reg = w->arbiter.old;
+        w->arbiter.owner = host_number(w->arbiter.reg.owner);
+        w->arbiter.standby = host_number(w->arbiter.reg.standby);
+    }
+    world_post(w, w->now_ns + down_ns, EV_ARB_UP, NO_PROC, 0);
+}
+
+void arbiter_up(struct world *w)
+{
+    TRACE(w, "arbiter: is up");
+    w->arbiter.up = true;
+}

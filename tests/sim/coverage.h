@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef US_TESTS_SIM_COVERAGE_H
+#define US_TESTS_SIM_COVERAGE_H
+
+/* Situations that a full run must have met, with the least number of schedules in 100,000 that must
+ * have met them: the invariants say nothing about what never happened. */
+#define COVERAGE(X)                                                                                \
+    X(PROTECTED, "became protected", 50000)                                                        \
+    X(PROTECTED_AGAIN, "protected, lost it, protected again", 20000)                               \
+    X(TAKEOVER, "takeovers", 10000)                                                                \
+    X(TAKEOVER_AFTER_CRASH, "takeovers from a primary that was gone", 5000)                        \
+    X(TAKEOVER_FROM_LIVING, "takeovers from a primary that was only slow or cut off", 1000)        \
+    X(TAKEOVER_FORCED, "takeovers ordered by an operator", 100)                                    \
+    X(TAKEOVER_AGAIN, "two takeovers or more", 500)                                                \
+    X(TAKEOVER_TOLD, "claims after the word that the VM died", 500)                                \
+    X(TAKEOVER_NEWER, "takeovers with an epoch whose acknowledgement was never heard", 100)        \
+    X(PARTIAL_DROPPED, "takeovers with part of a newer epoch there", 100)                          \
+    X(LOST, "a former primary found another owner and destroyed its VM", 1000)                     \
+    X(HELD_DROPPED, "... and dropped frames that it held", 500)                                    \
+    X(SLOW_WIRE, "a former primary wrote frames that it had decided on before", 20)                \
+    X(ISOLATED, "isolations", 5000)                                                                \
+    X(RESUMED, "isolations with a resumed link", 500)                                              \
+    X(RESUMED_NEWER, "resumed links that brought a lost acknowledgement", 20)                      \
+    X(CUT_LOST, "links that broke and resumed under a cut", 5)                                     \
+    X(CUT_IN_SEEDING, "cuts that were done when the next session was seeding already", 5)          \
+    X(STUFFED, "VMs paused because the gate was full", 50)                                         \
+    X(SOLO_AGAIN, "primaries that went solo after losing the standby", 5000)                       \
+    X(STANDBY_OVERTAKEN, "standbys that found the record moved on", 1000)                          \
+    X(STALE_WON_PRIMARY, "a primary's given-up question was carried out", 200)                     \
+    X(STALE_WON_STANDBY, "a standby's given-up claim was carried out", 100)                        \
+    X(STALE_WON_DEAD, "a dead process's question was carried out", 50)                             \
+    X(STALE_LOST, "given-up questions that came too late", 500)                                    \
+    X(OWN_WANTED_FOUND, "a conflict that was a success of an earlier question", 100)               \
+    X(OWN_OTHER_FOUND, "a conflict with an earlier question's other outcome", 20)                  \
+    X(ABORT_SEEDING, "seedings that were given up", 1000)                                          \
+    X(ABORT_ARMING, "armings that were given up", 100)                                             \
+    X(ABORT_PAIRING, "pairings that were given up", 100)                                           \
+    X(KNOCK_BUSY, "new sessions refused by a standby that still could take over", 100)             \
+    X(BUSY_PRIMARY, "new sessions refused by a host that is primary itself", 100)                  \
+    X(START_REFUSED, "starts refused by the register", 100)                                        \
+    X(START_TIMEOUT, "starts that gave up waiting for the arbiter", 10)                            \
+    X(STOPPED, "stops on purpose", 200)                                                            \
+    X(STOP_PROTECTED, "stops of a protected VM", 100)                                              \
+    X(UNPROTECTED, "a protected VM was unprotected", 500)                                          \
+    X(LATE_PRIMARY, "a primary's timer that was late by itself", 100)                              \
+    X(LATE_STANDBY, "a standby's timer that was late by itself", 100)                              \
+    X(ARB_CRASH_APPLIED, "a question carried out by an arbiter that crashed", 50)                  \
+    X(ARB_ERROR, "errors of the arbiter", 100)                                                     \
+    X(DIED_UNPROTECTED, "VMs that died unprotected", 1000)                                         \
+    X(SEIZED, "starts with seize, when nothing else was left", 10)                                 \
+    X(THIRD_HOST, "schedules with three hosts", 5000)
+
+enum coverage {
+#define X(name, text, least) COVER_##name,
+    COVERAGE(X)
+#undef X
+        COVERAGES,
+};
+
+#endif

@@ -1,0 +1,500 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <string.h>
+
+#include "sim.h"
+
+/* A guard as src/guard is one: turns what happens to the process into events of core/primary.h and
+ * carries out the actions, in order. Epochs and frames are in guard_cut.c. */
+
+static void settle(struct world *w, unsigned host)
+{
+    cut_if_due(w, host);
+    guard_set_timer(w, host);
+}
+
+static void guard_exit(struct world *w, unsigned host)
+{
+    struct sim_guard *g = &w->hosts[host].guard;
+
+    conn_close(w, g->control, 0, true);
+    conn_close(w, g->data, 0, true);
+    proc_end(w, proc_id(host, ROLE_GUARD));
+}
+
+/* ---- the link ---- */
+
+static void link_connect(struct world *w, unsigned host, bool resume)
+{
+    struct sim_guard *g = &w->hosts[host].guard;
+    unsigned to = 0;
+
+    while (to < w->n_hosts && strcmp(g->core.peer, host_names[to]) != 0)
+        to++;
+    if (to == w->n_hosts || to == host) {
+        world_fail(w, "%s wants '%s' as its standby", host_names[host], g->core.peer);
+        return;
+    }
+    if (!resume)
+        g->session = session_new(w, host, to);
+    g->resume = resume;
+    g->connect_by_ns = w->now_ns + w->setup.connect_ns;
+    g->control = conn_open(w, host, to, CHANNEL_CONTROL, g->session, resume);
+    TRACE(w, "%s guard: connects to %s (session %u, %s)", host_names[host], host_names[to],
+          g->session, resume ? "resume" : "new");
+}
+
+static void link_drop(struct world *w, unsigned host, uint16_t bye)
+{
+    struct sim_guard *g = &w->hosts[host].guard;
+    struct msg msg = {.type = MSG_BYE, .bye = bye};
+
+    if (bye)
+        conn_send(w, g->control, 0, &msg);
+    conn_close(w, g->control, 0, true);
+    conn_close(w, g->data, 0, true);
+    g->control = g->data = NONE;
+    g->up = g->seeding = false;
+    g->heartbeat_at_ns = g->connect_by_ns = NEVER;
+}
+
+/* ---- actions ---- */
+
+static void note_transition(struct world *w, unsigned host, const struct action *a)
+{
+    const struct primary *p = &w->hosts[host].guard.core;
+    const char *from = a->u.trace.from, *to = a->u.trace.to;
+
+    TRACE(w, "%s guard: %s -> %s: %s (term %llu, epoch %llu)", host_names[host], from, to,
+          a->u.trace.why, (unsigned long long)p->record.term,
+          (unsigned long long)p->next_epoch - 1);
+    if (strcmp(to, "isolated") == 0)
+        cover(w, COVER_ISOLATED);
+    if (strcmp(from, "isolated") == 0 && strcmp(to, "solo") == 0)
+        cover(w, COVER_SOLO_AGAIN);
+    if (strcmp(from, "seeding") == 0 && strcmp(to, "solo") == 0)
+        cover(w, COVER_ABORT_SEEDING);
+    if (strcmp(from, "arming") == 0 && strcmp(to, "pairing") != 0)
+        cover(w, COVER_ABORT_ARMING);
+    if (strcmp(from, "pairing") == 0 && strcmp(to, "protected") != 0)
+        cover(w, COVER_ABORT_PAIRING);
+    if (strcmp(from, "protected") == 0 && strcmp(to, "stopping") == 0)
+        cover(w, COVER_STOP_PROTECTED);
+    if (strcmp(to, "stopped") == 0 && strcmp(from, "stopping") == 0)
+        cover(w, COVER_STOPPED);
+    if (strcmp(to, "lost") == 0 && w->hosts[host].guard.vm.exists) {
+        cover(w, COVER_LOST);
+        if (w->hosts[host].guard.n_held)
+            cover(w, COVER_HELD_DROPPED);
+    }
+    fault_provoke(w);
+}
+
+static void ask(struct world *w, unsigned host, const struct action *a)
+{
+    struct sim_guard *g = &w->hosts[host].guard;
+    struct primary_event ev = {.type = PEV_ARB_ANSWER};
+
+    arbiter_ask(w, proc_id(host, ROLE_GUARD), a->u.ask.id, &a->u.ask.request, g->session);
+    if (planted(w, PLANT_SOLO_UNASKED) && g->core.state == PRIMARY_ISOLATED) {
+        ev.u.answer.id = a->u.ask.id;
+        ev.u.answer.status = WIRE_ARB_DONE;
+        ev.u.answer.current = a->u.ask.request.wanted;
+        guard_step(w, host, &ev);
+    }
+}
+
+static void destroy_vm(struct world *w, unsigned host)
+{
+    struct sim_guard *g = &w->hosts[host].guard;
+
+    if (planted(w, PLANT_KEEP_AFTER_LOSS)) {
+        g->gate.holding = false;
+        (void)frames_release(w, host); /* whether it freezes over it does not matter any more */
+    }
+    guard_exit(w, host);
+}
+
+static void start_refused(struct world *w, unsigned host, const struct action *a)
+{
+    TRACE(w, "%s guard: start refused: %s", host_names[host], a->u.text);
+    cover(w, strstr(a->u.text, "does not answer") ? COVER_START_TIMEOUT : COVER_START_REFUSED);
+    guard_exit(w, host);
+}
+
+static void seed_begin(struct world *w, unsigned host)
+{
+    struct sim_guard *g = &w->hosts[host].guard;
+
+    g->seeding = true;
+    g->seeds_left = w->setup.seeds;
+    g->last_seed = g->core.committed;
+    g->last_cut = 0;
+    g->rebase = false;
+    world_post(w, w->now_ns, EV_SEED, proc_id(host, ROLE_GUARD), 0);
+}
+
+static bool committed(struct world *w, unsigned host, uint64_t epoch)
+{
+    struct sim_guard *g = &w->hosts[host].guard;
+
+    g->gate.committed = epoch;
+    if (g->seeding && !g->seeds_left)
+        world_post(w, w->now_ns, EV_SEED, proc_id(host, ROLE_GUARD), 0);
+    return frames_release(w, host);
+}
+
+/* False: the guard froze in the middle of it. */
+static bool act(struct world *w, unsigned host, const struct action *a)
+{
+    struct sim_guard *g = &w->hosts[host].guard;
+
+    switch (a->type) {
+    case ACT_ARB_ASK:
+        ask(w, host, a);
+        break;
+    case ACT_LINK_DROP:
+        link_drop(w, host, a->u.bye);
+        break;
+    case ACT_TRACE:
+        note_transition(w, host, a);
+        break;
+    case ACT_VM_RUN:
+        vm_boot(w, host);
+        break;
+    case ACT_START_REFUSED:
+        start_refused(w, host, a);
+        break;
+    case ACT_VM_DESTROY:
+        destroy_vm(w, host);
+        break;
+    case ACT_LINK_CONNECT:
+        link_connect(w, host, a->u.resume);
+        break;
+    case ACT_SEED:
+        seed_begin(w, host);
+        break;
+    case ACT_REBASE:
+        cover(w, COVER_RESUMED);
+        g->sent_before = g->core.next_epoch - 1;
+        g->rebase = !planted(w, PLANT_NO_REBASE);
+        break;
+    case ACT_GATE_HOLD:
+        g->gate.holding = !planted(w, PLANT_NO_HOLD);
+        break;
+    case ACT_GATE_FLOW:
+        g->gate.holding = false;
+        return frames_release(w, host);
+    case ACT_COMMITTED:
+        return committed(w, host, a->u.epoch);
+    default: /* the standby's */
+        world_fail(w, "a primary wants action %d", (int)a->type);
+        break;
+    }
+    return true;
+}
+
+static void report(struct world *w, unsigned host)
+{
+    struct sim_guard *g = &w->hosts[host].guard;
+
+    g->reports_protected =
+        g->core.state == PRIMARY_PROTECTED ||
+        (planted(w, PLANT_SEEDING_PROTECTED) && g->core.state == PRIMARY_SEEDING);
+    if (planted(w, PLANT_NO_HOLD) && g->core.state == PRIMARY_PROTECTED)
+        g->gate.holding = true;
+}
+
+static void carry_out(struct world *w, unsigned host, const struct actions *out, unsigned first)
+{
+    struct sim_guard *g = &w->hosts[host].guard;
+    uint32_t life = w->hosts[host].proc[ROLE_GUARD].life;
+    unsigned i;
+
+    for (i = first; i < out->n; i++) {
+        bool go_on = act(w, host, &out->a[i]);
+
+        if (w->hosts[host].proc[ROLE_GUARD].life != life)
+            return;
+        if (!go_on) {
+            if (out != &g->interrupted)
+                g->interrupted = *out;
+            g->next_action = i + 1;
+            return;
+        }
+    }
+    settle(w, host);
+}
+
+void guard_go_on(struct world *w, unsigned host)
+{
+    struct sim_guard *g = &w->hosts[host].guard;
+    unsigned next = g->next_action;
+
+    frames_write_decided(w, host);
+    g->next_action = 0;
+    if (next)
+        carry_out(w, host, &g->interrupted, next);
+    else
+        settle(w, host);
+}
+
+void guard_step(struct world *w, unsigned host, const struct primary_event *ev)
+{
+    struct sim_guard *g = &w->hosts[host].guard;
+    struct actions out;
+
+    out.n = 0;
+    primary_step(&g->core, ev, w->now_ns, &out);
+    report(w, host);
+    carry_out(w, host, &out, 0);
+}
+
+void guard_simple_step(struct world *w, unsigned host, enum primary_event_type type)
+{
+    struct primary_event ev = {.type = type};
+
+    guard_step(w, host, &ev);
+}
+
+/* ---- messages ---- */
+
+static void on_ready(struct world *w, unsigned host, const struct msg *m)
+{
+    struct sim_guard *g = &w->hosts[host].guard;
+    const struct conn *c = &w->net.conns[g->control];
+
+    if (g->data != NONE)
+        return;
+    g->ready_epoch = m->epoch;
+    g->ready_term = m->term;
+    g->heartbeat_at_ns = w->now_ns;
+    g->data = conn_open(w, host, c->end[1].node, CHANNEL_DATA, g->session, g->resume);
+    guard_set_timer(w, host);
+}
+
+static void on_welcome(struct world *w, unsigned host)
+{
+    struct sim_guard *g = &w->hosts[host].guard;
+    struct primary_event ev = {.type = PEV_LINK_READY};
+
+    g->up = true;
+    g->connect_by_ns = NEVER;
+    if (g->resume && g->ready_term && g->ready_epoch > g->core.committed)
+        cover(w, COVER_RESUMED_NEWER);
+    ev.u.ready.resumed = g->resume;
+    ev.u.ready.epoch = g->ready_epoch;
+    ev.u.ready.term = g->ready_term;
+    guard_step(w, host, &ev);
+}
+
+static void on_link_lost(struct world *w, unsigned host)
+{
+    if (planted(w, PLANT_DEAF) && w->hosts[host].guard.up)
+        return;
+    guard_simple_step(w, host, PEV_LINK_FAILED);
+}
+
+static void on_peer_message(struct world *w, unsigned host, const struct msg *m)
+{
+    struct primary_event ev = {.type = PEV_ACK};
+    uint32_t life = w->hosts[host].proc[ROLE_GUARD].life;
+
+    guard_simple_step(w, host, PEV_PEER_SEEN);
+    if (w->hosts[host].proc[ROLE_GUARD].life != life)
+        return;
+    if (m->type == MSG_READY) {
+        on_ready(w, host, m);
+    } else if (m->type == MSG_ACK) {
+        ev.u.ack.epoch = m->epoch;
+        ev.u.ack.term = m->term;
+        guard_step(w, host, &ev);
+    } else if (m->type == MSG_BYE && !planted(w, PLANT_DEAF)) {
+        ev.type = PEV_PEER_BYE;
+        ev.u.bye = m->bye;
+        guard_step(w, host, &ev);
+    }
+}
+
+static void on_message(struct world *w, unsigned host, const struct msg *m)
+{
+    struct sim_guard *g = &w->hosts[host].guard;
+
+    if ((int)m->conn != g->control && (int)m->conn != g->data)
+        return; /* of a connection that was closed since */
+    switch (m->type) {
+    case MSG_WELCOME:
+        on_welcome(w, host);
+        break;
+    case MSG_REFUSE:
+    case MSG_FIN:
+        on_link_lost(w, host);
+        break;
+    default:
+        on_peer_message(w, host, m);
+        break;
+    }
+}
+
+/* ---- time ---- */
+
+void guard_set_timer(struct world *w, unsigned host)
+{
+    const struct sim_guard *g = &w->hosts[host].guard;
+    uint64_t at = primary_deadline(&g->core), cut_at = cut_deadline(w, host);
+
+    if (g->heartbeat_at_ns < at)
+        at = g->heartbeat_at_ns;
+    if (g->connect_by_ns < at)
+        at = g->connect_by_ns;
+    if (cut_at < at)
+        at = cut_at;
+    proc_set_timer(w, proc_id(host, ROLE_GUARD), at);
+}
+
+static void send_heartbeat(struct world *w, unsigned host)
+{
+    struct sim_guard *g = &w->hosts[host].guard;
+    struct msg msg = {.type = MSG_HEARTBEAT};
+
+    conn_send(w, g->control, 0, &msg);
+    g->heartbeat_at_ns = w->now_ns + w->setup.heartbeat_ns;
+}
+
+static void machine_timer(struct world *w, unsigned host)
+{
+    struct sim_guard *g = &w->hosts[host].guard;
+    uint32_t life = w->hosts[host].proc[ROLE_GUARD].life;
+
+    if (g->core.link == LINK_UP &&
+        w->now_ns >= g->core.peer_seen_ns + 2 * g->core.timing.peer_silent_ns)
+        cover(w, COVER_LATE_PRIMARY);
+    if (planted(w, PLANT_DEAF))
+        guard_simple_step(w, host, PEV_PEER_SEEN);
+    guard_simple_step(w, host, PEV_TIMER);
+    if (w->hosts[host].proc[ROLE_GUARD].life == life && primary_deadline(&g->core) <= w->now_ns)
+        world_fail(w, "%s: the primary's timer is due again at once (%s)", host_names[host],
+                   primary_state_name(g->core.state));
+}
+
+static void on_timer(struct world *w, unsigned host)
+{
+    struct sim_guard *g = &w->hosts[host].guard;
+    uint32_t life = w->hosts[host].proc[ROLE_GUARD].life;
+
+    if (w->now_ns >= g->heartbeat_at_ns)
+        send_heartbeat(w, host);
+    if (w->now_ns >= g->connect_by_ns)
+        on_link_lost(w, host);
+    if (w->hosts[host].proc[ROLE_GUARD].life == life && w->now_ns >= primary_deadline(&g->core))
+        machine_timer(w, host);
+    if (w->hosts[host].proc[ROLE_GUARD].life == life)
+        settle(w, host);
+}
+
+/* ---- events ---- */
+
+static void on_arbiter(struct world *w, unsigned host, const struct event *ev)
+{
+    struct primary_event answer = {.type = PEV_ARB_ANSWER};
+    struct proc *p = &w->hosts[host].proc[ROLE_GUARD];
+    struct ask *ask = &w->arbiter.asks[ev->arg];
+
+    if (p->ask != ev->arg + 1)
+        return;
+    arbiter_give_up(w, ev->proc);
+    answer.u.answer.id = ask->id;
+    if (ev->type == EV_ARB_REPLY) {
+        ask->given_up = false;
+        answer.u.answer.status = ask->reply.status;
+        answer.u.answer.current = ask->reply.current;
+        if (ask->reply.status == WIRE_ARB_CONFLICT &&
+            strcmp(ask->reply.current.owner, host_names[host]) == 0)
+            cover(w, arb_record_equal(&ask->reply.current, &ask->request.wanted)
+                         ? COVER_OWN_WANTED_FOUND
+                         : COVER_OWN_OTHER_FOUND);
+    }
+    guard_step(w, host, &answer);
+}
+
+void guard_event(struct world *w, unsigned host, const struct event *ev)
+{
+    struct sim_guard *g = &w->hosts[host].guard;
+
+    switch (ev->type) {
+    case EV_TIMER:
+        on_timer(w, host);
+        break;
+    case EV_MSG:
+        on_message(w, host, &w->net.msgs[ev->arg]);
+        break;
+    case EV_CONN_LOST:
+        if ((int)ev->arg == g->control || (int)ev->arg == g->data)
+            on_link_lost(w, host);
+        break;
+    case EV_ARB_REPLY:
+    case EV_ARB_TIMEOUT:
+        on_arbiter(w, host, ev);
+        break;
+    case EV_FRAMES:
+        frames_read(w, host);
+        if (frames_release(w, host))
+            settle(w, host);
+        break;
+    case EV_CUT_OPEN:
+        cut_open(w, host);
+        settle(w, host);
+        break;
+    case EV_CUT_DONE:
+        cut_done(w, host);
+        break;
+    case EV_SEED:
+        cut_seed(w, host);
+        break;
+    default:
+        break;
+    }
+}
+
+/* ---- life ---- */
+
+static void guard_init(struct world *w, unsigned host)
+{
+    struct sim_guard *g = &w->hosts[host].guard;
+
+    proc_start(w, proc_id(host, ROLE_GUARD));
+    g->vm.exists = false;
+    g->session = 0;
+    g->control = g->data = NONE;
+    g->up = g->resume = false;
+    g->heartbeat_at_ns = g->connect_by_ns = NEVER;
+    g->reports_protected = false;
+    g->untrue_since_ns = 0;
+    g->next_action = 0;
+    cut_init(w, host);
+}
+
+void guard_start(struct world *w, unsigned host, int wanted, bool seize)
+{
+    struct sim_guard *g = &w->hosts[host].guard;
+    struct actions out;
+
+    TRACE(w, "%s guard: starts%s", host_names[host], seize ? ", and seizes" : "");
+    guard_init(w, host);
+    out.n = 0;
+    primary_init_start(&g->core, host_names[host], &w->setup.primary,
+                       wanted == NONE ? "" : host_names[wanted], seize, w->now_ns, &out);
+    gate_init(&g->gate, g->core.next_epoch);
+    carry_out(w, host, &out, 0);
+}
+
+void guard_takeover(struct world *w, unsigned host, const struct arb_record *record,
+                    const struct staged *image)
+{
+    struct sim_guard *g = &w->hosts[host].guard;
+
+    guard_init(w, host);
+    primary_init_takeover(&g->core, host_names[host], &w->setup.primary, record, image->epoch);
+    gate_init(&g->gate, g->core.next_epoch);
+    vm_activate(w, host, image->state);
+    settle(w, host);
+}

@@ -1,0 +1,589 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef US_TESTS_SIM_H
+#define US_TESTS_SIM_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/controller.h"
+#include "core/gate.h"
+#include "core/primary.h"
+#include "core/standby.h"
+#include "coverage.h"
+#include "plant.h"
+
+/* The simulation: hosts, an arbiter and the network between them in one process, on a virtual
+ * clock, driven by one seed (docs/simulation.md). Nothing here reads a real clock, an address or
+ * anything else that could differ between two runs of the same seed.
+ *
+ *   world.c          clock, event queue, random numbers, trace
+ *   net.c            connections, partitions
+ *   arbiter.c        the register and the way to it
+ *   vm.c             the guest: a state that moves on and emits frames
+ *   guard_shell.c    a guard around core/primary.h: the machine's actions
+ *   guard_cut.c      ... and its epochs and frames
+ *   standby_shell.c  a standby around core/standby.h
+ *   host.c           processes: start, crash, freeze; who gets a connection
+ *   check.c          the invariants of safety, against what is really the case
+ *   live.c           ... and of progress
+ *   faults.c         what goes wrong when
+ *   operator.c       what people order
+ *   main.c           command line, profiles, jobs */
+
+#define NS_PER_US UINT64_C(1000)
+#define NS_PER_MS UINT64_C(1000000)
+#define NS_PER_S  UINT64_C(1000000000)
+#define NEVER     UINT64_MAX
+
+enum {
+    HOSTS_MAX = 3,
+    NODE_ARBITER = HOSTS_MAX, /* node numbers: hosts, then the arbiter */
+    NODES = HOSTS_MAX + 1,
+    NO_HOST = 255,
+    PROCS = HOSTS_MAX * 2,
+    NO_PROC = 255,
+    NONE = -1,
+    INBOX_MAX = 4096,
+    SOCKET_MAX = 48,
+    HELD_MAX = 256,
+    HELD_FULL = 160, /* the VM is paused when that many are held: less than HELD_MAX - SOCKET_MAX */
+    STAGED_MAX = 32,
+    CONNS_MAX = 4096,
+    MSGS_MAX = 8192,
+    ASKS_MAX = 4096,
+    SESSIONS_MAX = 4096,
+    BRANCHES_MAX = 256,
+    TERMS_MAX = 4096,
+    ARRIVED_MAX = 64,
+};
+
+/* ---- world.c ---- */
+
+struct rng {
+    uint64_t s[4];
+};
+
+enum event_type {
+    EV_HANDLED = 0, /* an inbox entry that was dealt with */
+    /* of a process: kept in its inbox while it is frozen, void when it is gone */
+    EV_TIMER,
+    EV_MSG,       /* arg: message */
+    EV_CONN_LOST, /* arg: connection; the process finds out that it is dead */
+    EV_FRAMES,    /* the guest's socket is readable */
+    EV_CUT_OPEN,  /* the VM stands still */
+    EV_CUT_DONE,  /* its pages are copied */
+    EV_SEED,      /* a piece of seeding is due */
+    EV_SERVING,   /* standby: the hypervisor waits */
+    EV_STAGED,    /* standby: the oldest staged epoch is verified */
+    EV_ACTIVATED, /* standby: the hypervisor has restored */
+    EV_ARB_REPLY, /* arg: question */
+    EV_ARB_TIMEOUT,
+    EV_PROC_LAST = EV_ARB_TIMEOUT,
+    /* of the world */
+    EV_THAW,       /* proc */
+    EV_DELIVER,    /* arg: connection * 2 + direction */
+    EV_VM_STEP,    /* proc: the guard whose guest it is */
+    EV_ARB_ARRIVE, /* arg: question */
+    EV_ARB_APPLY,
+    EV_ARB_UP,
+    EV_HOST_UP, /* arg: host */
+    EV_FAULT,
+    EV_FAULT_SOON, /* a fault provoked by a transition */
+    EV_OPERATOR,
+    EV_HEAL,
+    EV_SINGLE, /* profile light: the one fault, then its consequence is due */
+    EV_VERDICT,
+    EV_DEADLINE, /* everything must be in order by now */
+};
+
+struct event {
+    uint64_t at_ns, seq;
+    uint32_t life, arg;
+    uint8_t type, proc;
+};
+
+struct queue {
+    struct event *heap;
+    unsigned n, capacity;
+    uint64_t seq;
+};
+
+/* ---- vm.c ---- */
+
+/* A state of the guest: a point on a branch. A branch begins where a VM is started (root) or goes
+ * on from a checkpoint. */
+struct state {
+    uint32_t branch, index;
+};
+
+struct frame {
+    struct state state; /* what caused it */
+    uint64_t stamp;
+};
+
+struct branch {
+    struct state from; /* not root */
+    bool root;
+    uint32_t boot; /* which start of the VM it descends from */
+};
+
+struct vm {
+    bool exists, paused, stuffed; /* stuffed: paused because the gate's queue is full */
+    bool step_due;
+    struct state state;
+    uint64_t dirty_pages;
+    unsigned n_socket;
+    struct frame socket[SOCKET_MAX]; /* emitted, not read by the guard */
+};
+
+/* ---- net.c ---- */
+
+enum channel { CHANNEL_CONTROL, CHANNEL_DATA };
+
+enum msg_type {
+    MSG_HELLO,   /* guard: of a new or a resumed session */
+    MSG_WELCOME, /* standby: the data channel is attached */
+    MSG_REFUSE,
+    MSG_READY,
+    MSG_HEARTBEAT,
+    MSG_ACK,
+    MSG_BYE,
+    MSG_PART, /* a piece of an epoch */
+    MSG_END,  /* its trailer */
+    MSG_FIN,  /* the connection was closed by the other side */
+};
+
+struct msg {
+    uint64_t ready_at_ns;
+    uint64_t epoch, term;
+    uint64_t base; /* END: the epoch whose image this one applies to; 0 = to nothing */
+    struct state state;
+    uint32_t next, conn, parts;
+    uint16_t bye;
+    uint8_t type, side; /* side that receives it */
+};
+
+struct conn_end {
+    uint8_t node, proc; /* proc: NO_PROC until the host has handed it over */
+    uint32_t life;
+    bool open;
+};
+
+struct conn_way {
+    uint32_t head, tail; /* messages + 1; 0 = empty */
+    bool due;            /* its head's delivery is in the event queue */
+    uint64_t last_ready_ns;
+};
+
+struct conn {
+    struct conn_end end[2]; /* 0: the guard's */
+    struct conn_way way[2]; /* way[i]: what end i sent */
+    uint32_t session;
+    uint8_t channel;
+    bool resume;
+    bool broken; /* nothing gets through any more */
+};
+
+struct net {
+    uint64_t blocked_until_ns[NODES][NODES];
+    unsigned n_conns, n_msgs;
+    uint32_t free_msg; /* + 1 */
+    struct conn conns[CONNS_MAX];
+    struct msg msgs[MSGS_MAX];
+};
+
+/* ---- arbiter.c ---- */
+
+struct ask {
+    uint64_t id;
+    struct wire_arb_request request;
+    struct wire_arb_reply reply; /* status 0 = none */
+    uint32_t life, session;
+    uint8_t proc;
+    bool given_up; /* nobody waits for the answer any more */
+};
+
+struct arbiter {
+    bool up;
+    uint32_t life;
+    uint64_t slow_until_ns;
+    struct arb_record reg, old; /* old: before the last change */
+    uint8_t owner, standby;     /* of reg, as host numbers or NO_HOST */
+    unsigned n_asks;
+    struct ask asks[ASKS_MAX];
+};
+
+/* ---- processes ---- */
+
+enum role { ROLE_GUARD, ROLE_STANDBY };
+
+struct proc {
+    bool alive;
+    uint32_t life; /* grows with each start and end */
+    uint64_t frozen_until_ns;
+    uint64_t thawed_at_ns;
+    uint64_t timer_at_ns;
+    uint32_t ask; /* open question + 1; 0 = none */
+    unsigned n_inbox;
+    struct event inbox[INBOX_MAX];
+};
+
+enum cut_phase { CUT_IDLE, CUT_STOPPING, CUT_COPYING };
+
+struct sim_guard {
+    struct primary core;
+    struct gate gate;
+    struct controller controller;
+    struct vm vm;
+
+    /* the session */
+    uint32_t session;
+    int control, data;
+    bool resume, up;
+    uint64_t ready_epoch, ready_term;
+    uint64_t heartbeat_at_ns, connect_by_ns;
+
+    /* the epoch that is being cut */
+    enum cut_phase cut;
+    int cut_conn; /* data connection that it was begun for */
+    uint64_t cut_epoch, cut_term, cut_base;
+    struct state cut_state;
+    uint64_t last_cut;    /* newest epoch that was sent over this link */
+    uint64_t sent_before; /* epochs up to here do not count as in flight */
+    bool rebase;          /* the next epoch carries all that is unacknowledged */
+    uint64_t dirty_seen;
+
+    bool seeding;
+    unsigned seeds_left;
+    uint64_t last_seed;
+
+    unsigned held_first, n_held; /* ring */
+    struct frame held[HELD_MAX];
+    /* Frozen between the decision to release frames and writing them. */
+    unsigned n_decided;
+    unsigned next_action;
+    struct actions interrupted;
+
+    uint64_t stamp_later; /* for the plant stamp-late: gate_cut() that is still to come; 0 = none */
+    bool reports_protected;
+    uint64_t untrue_since_ns; /* it reports so and it is not the case; 0 = fine */
+};
+
+struct staged {
+    uint64_t epoch, term;
+    struct state state;
+};
+
+struct sim_standby {
+    struct standby core;
+    bool serving;
+    uint32_t session;
+    uint8_t primary;
+    int control, data;
+    uint64_t heartbeat_at_ns;
+
+    uint64_t part_epoch; /* the epoch that is arriving */
+    unsigned n_parts;
+    struct state part_state;
+    bool had_partial; /* it was thrown away with its connection */
+    uint64_t arrived; /* newest whole one */
+    unsigned first_staged, n_staged;
+    struct staged staged[STAGED_MAX]; /* whole, not yet reported */
+    uint64_t stage_busy_until_ns;
+    struct staged image; /* newest one that was reported: what a takeover runs from */
+    struct staged image_before;
+    struct arb_record seen; /* for the plant term-ignored */
+
+    bool activating;
+    struct arb_record record;
+};
+
+struct host {
+    bool up;
+    uint64_t frozen_until_ns;
+    struct proc proc[2]; /* by enum role */
+    struct sim_guard guard;
+    struct sim_standby standby;
+};
+
+/* ---- what is really the case (check.c, live.c) ---- */
+
+/* A session as seen by somebody who sees everything. */
+struct session {
+    uint8_t primary, standby;
+    uint32_t standby_life; /* of the process that was started for it */
+    uint64_t whole;        /* newest epoch that arrived complete */
+    uint64_t acked;        /* newest epoch acknowledged */
+    uint64_t arriving;
+    unsigned n_parts;
+    struct staged arrived[ARRIVED_MAX]; /* by epoch % ARRIVED_MAX */
+};
+
+struct truth {
+    unsigned n_branches, n_boots, n_sessions;
+    struct branch branches[BRANCHES_MAX];
+    struct state front[BRANCHES_MAX]; /* by boot: deepest state that anything outside depends on */
+    uint64_t boot_at_ns[BRANCHES_MAX];
+    struct session sessions[SESSIONS_MAX];
+    uint64_t last_term;
+    struct arb_record history[TERMS_MAX]; /* the register by term */
+    uint32_t paired_session[TERMS_MAX];   /* by term: the session that was paired; 0 = none */
+    uint64_t emitted, last_emit_ns;
+    uint32_t must_activate;      /* session whose standby has to take over; 0 = none */
+    uint64_t protected_since_ns; /* in truth; 0 = not */
+    uint64_t emitted_before;     /* ... emitted until then */
+    bool was_protected, left_protected;
+};
+
+/* ---- setup of one schedule ---- */
+
+enum profile {
+    PROFILE_NONE,
+    PROFILE_LIGHT,
+    PROFILE_NETWORK,
+    PROFILE_CRASH,
+    PROFILE_FREEZE,
+    PROFILE_EVERYTHING,
+    PROFILES,
+};
+
+enum single {
+    SINGLE_HOST,
+    SINGLE_GUARD,
+    SINGLE_VM,
+    SINGLE_STANDBY_HOST,
+    SINGLE_STANDBY,
+    SINGLE_LINK,
+    SINGLE_ARBITER,
+    SINGLE_FREEZE,
+    SINGLE_FREEZE_STANDBY,
+    SINGLES,
+};
+
+/* Rates are in millionths. */
+struct setup {
+    enum profile profile;
+    enum single single;
+    struct core_timing primary, standby;
+    uint64_t heartbeat_ns, arb_timeout_ns, connect_ns;
+    uint64_t fault_mean_ns, operator_mean_ns;
+    uint64_t heal_at_ns;
+    unsigned provoke;    /* a fault follows a transition at once */
+    unsigned spike;      /* a message is late by 50 to 500 ms */
+    unsigned late_ask;   /* a question to the arbiter arrives seconds late */
+    unsigned lost_reply; /* an arbiter's answer gets lost */
+    unsigned arb_error;
+    unsigned midway;    /* a guard stands still between decision and write */
+    unsigned slow_copy; /* an epoch's copy waits for staging memory, with the VM stopped */
+    uint64_t step_mean_ns;
+    unsigned frame_rate;
+    unsigned seeds;
+    uint64_t interval_min_ns, interval_max_ns;
+    unsigned max_in_flight;
+};
+
+enum { TRACE_LINES = 200, TRACE_BYTES = 176 };
+
+struct world {
+    uint64_t seed;
+    enum plant plant;
+    bool verbose, tracing;
+    struct rng rng;
+    uint64_t now_ns;
+    uint64_t n_events;
+    struct queue queue;
+    struct setup setup;
+    unsigned n_hosts;
+    bool healed, done, failed;
+    struct host hosts[HOSTS_MAX];
+    struct arbiter arbiter;
+    struct net net;
+    struct truth truth;
+    uint64_t dead_since_ns; /* no VM and nobody about to run one; 0 = there is one */
+    uint64_t covered;       /* bits of enum coverage */
+    char failure[512];
+    unsigned n_trace;
+    char trace[TRACE_LINES][TRACE_BYTES];
+};
+
+extern const char *const host_names[HOSTS_MAX];
+extern const char *const profile_names[PROFILES];
+
+/* Makes an empty world; NULL without memory. One is used for many schedules. */
+struct world *world_new(void);
+void world_free(struct world *w);
+
+/* Runs one schedule to its end: w->failed and w->failure say how it went. A failed assertion inside
+ * the machines counts as a failure. */
+void world_run(struct world *w, uint64_t seed, enum profile profile, enum plant plant, bool tracing,
+               bool verbose);
+
+void world_post(struct world *w, uint64_t at_ns, enum event_type type, uint8_t proc, uint32_t arg);
+
+/* The first failure of a schedule counts; it ends with the current step. */
+void world_fail(struct world *w, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+void world_trace(struct world *w, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* Formatting costs more than everything else together: only when somebody will read it. */
+#define TRACE(w, ...)                                                                              \
+    do {                                                                                           \
+        if ((w)->tracing)                                                                          \
+            world_trace((w), __VA_ARGS__);                                                         \
+    } while (0)
+
+/* Prints the last lines of the trace. */
+void world_print_trace(const struct world *w);
+
+uint64_t rng_below(struct world *w, uint64_t n);               /* 0 .. n - 1; n > 0 */
+uint64_t rng_range(struct world *w, uint64_t lo, uint64_t hi); /* lo .. hi */
+uint64_t rng_log(struct world *w, uint64_t lo, uint64_t hi);   /* every octave is as likely */
+uint64_t rng_mean(struct world *w, uint64_t mean);             /* waiting time, at most 4 * mean */
+bool rng_chance(struct world *w, unsigned millionths);
+
+static inline void cover(struct world *w, enum coverage what)
+{
+    w->covered |= UINT64_C(1) << what;
+}
+
+static inline bool planted(const struct world *w, enum plant plant)
+{
+    return w->plant == plant;
+}
+
+static inline uint8_t proc_id(unsigned host, enum role role)
+{
+    return (uint8_t)(host * 2 + role);
+}
+
+static inline struct proc *proc_get(struct world *w, uint8_t id)
+{
+    return &w->hosts[id / 2].proc[id % 2];
+}
+
+/* ---- net.c ---- */
+
+uint64_t net_delay(struct world *w);
+bool net_blocked(const struct world *w, unsigned from, unsigned to);
+/* Opens a connection of a guard to a host and sends the hello. Returns its number. */
+int conn_open(struct world *w, unsigned from, unsigned to, enum channel channel, uint32_t session,
+              bool resume);
+/* Sends; what goes nowhere is dropped. The message is copied. */
+void conn_send(struct world *w, int conn, unsigned side, const struct msg *msg);
+/* Closes one side; the other one is told if fin. NONE is allowed. */
+void conn_close(struct world *w, int conn, unsigned side, bool fin);
+/* Nothing gets through from now on, what is under way is partly lost; each side finds out some time
+ * or never. */
+void conn_break(struct world *w, unsigned conn);
+/* All connections of a process end with it: the peers are told, or (host) not. */
+void conn_process_gone(struct world *w, uint8_t proc, bool host);
+void net_deliver(struct world *w, uint32_t arg);
+void msg_free(struct world *w, uint32_t index);
+
+/* ---- arbiter.c ---- */
+
+void arbiter_ask(struct world *w, uint8_t proc, uint64_t id, const struct wire_arb_request *request,
+                 uint32_t session);
+void arbiter_arrive(struct world *w, uint32_t ask);
+void arbiter_apply(struct world *w, uint32_t ask);
+void arbiter_crash(struct world *w, uint64_t down_ns);
+void arbiter_up(struct world *w);
+/* The process waits for no answer any more. */
+void arbiter_give_up(struct world *w, uint8_t proc);
+
+/* ---- vm.c ---- */
+
+void vm_boot(struct world *w, unsigned host);
+void vm_activate(struct world *w, unsigned host, struct state from);
+void vm_step(struct world *w, uint8_t proc);
+void vm_resume(struct world *w, unsigned host);
+/* True when b is a or comes after it. */
+bool state_covers(const struct world *w, struct state b, struct state a);
+
+/* ---- guard_shell.c, guard_cut.c ---- */
+
+void guard_start(struct world *w, unsigned host, int wanted, bool seize);
+void guard_takeover(struct world *w, unsigned host, const struct arb_record *record,
+                    const struct staged *image);
+void guard_event(struct world *w, unsigned host, const struct event *ev);
+void guard_step(struct world *w, unsigned host, const struct primary_event *ev);
+void guard_simple_step(struct world *w, unsigned host, enum primary_event_type type);
+/* Thawed: goes on where it stood. */
+void guard_go_on(struct world *w, unsigned host);
+void guard_set_timer(struct world *w, unsigned host);
+
+void cut_init(struct world *w, unsigned host);
+void cut_open(struct world *w, unsigned host);
+void cut_done(struct world *w, unsigned host);
+void cut_if_due(struct world *w, unsigned host);
+uint64_t cut_deadline(struct world *w, unsigned host);
+void cut_seed(struct world *w, unsigned host);
+void frames_read(struct world *w, unsigned host);
+/* Lets go what the gate lets go. False: the guard stands still in the middle. */
+bool frames_release(struct world *w, unsigned host);
+void frames_write_decided(struct world *w, unsigned host);
+
+/* ---- standby_shell.c ---- */
+
+void standby_start(struct world *w, unsigned host, int conn);
+void standby_event(struct world *w, unsigned host, const struct event *ev);
+void standby_simple_step(struct world *w, unsigned host, enum standby_event_type type);
+bool standby_can_take_over(const struct world *w, unsigned host);
+
+/* ---- host.c ---- */
+
+void proc_start(struct world *w, uint8_t id);
+void proc_end(struct world *w, uint8_t id);
+/* Dies without a word; its host lives on. */
+void proc_crash(struct world *w, uint8_t id);
+void proc_freeze(struct world *w, uint8_t id, uint64_t for_ns);
+void proc_thaw(struct world *w, uint8_t id);
+void proc_handle(struct world *w, const struct event *ev);
+void proc_set_timer(struct world *w, uint8_t id, uint64_t at_ns);
+void host_crash(struct world *w, unsigned host, uint64_t down_ns);
+void host_up(struct world *w, unsigned host);
+void host_freeze(struct world *w, unsigned host, uint64_t for_ns);
+/* A hello that no process of the host has taken yet. */
+void host_hello(struct world *w, unsigned host, uint32_t msg);
+bool host_free(const struct world *w, unsigned host); /* runs and backs no VM */
+bool guard_alive(const struct world *w, unsigned host);
+bool standby_alive(const struct world *w, unsigned host);
+
+/* ---- check.c ---- */
+
+void check_step(struct world *w);
+void check_register(struct world *w, const struct arb_record *before, const struct ask *ask);
+void check_part(struct world *w, const struct msg *msg);
+void check_arrived(struct world *w, const struct sim_standby *s, const struct msg *msg);
+void check_ack(struct world *w, const struct sim_standby *s, uint64_t epoch);
+void check_release(struct world *w, unsigned host, const struct frame *frame);
+void check_emit(struct world *w, unsigned host, const struct frame *frame, bool late);
+void check_activate(struct world *w, unsigned host, const struct sim_standby *s,
+                    const struct arb_record *record);
+void check_boot(struct world *w, unsigned host);
+uint32_t session_new(struct world *w, unsigned primary, unsigned standby);
+/* A standby that can and may take over from this guard is really there. */
+bool truly_protected(const struct world *w, unsigned host);
+
+/* ---- live.c ---- */
+
+/* A VM is about to die with its guard, by a fault. */
+void live_vm_dies(struct world *w, unsigned host);
+void live_standby_ends(struct world *w, unsigned host, bool fault);
+void live_activated(struct world *w, uint32_t session);
+void live_step(struct world *w);
+void live_verdict(struct world *w);
+void live_deadline(struct world *w);
+
+/* ---- faults.c, operator.c ---- */
+
+void faults_setup(struct world *w, enum profile profile);
+void faults_begin(struct world *w);
+void fault_strike(struct world *w, bool again);
+void fault_provoke(struct world *w);
+void fault_heal(struct world *w);
+void fault_single(struct world *w);
+bool fault_midway(struct world *w, unsigned host);
+void operator_turn(struct world *w);
+
+#endif
