@@ -122,6 +122,7 @@ def dies_while_seeding():
         expect(not lab.status("hostb").get("protected"), "a half copy counts as protection")
         lab.lab("crash", "hosta")
         wait_for("the standby to discard its half copy", lambda: not lab.status("hostb"), 10)
+        lab.faults.clear()
         lab.restart_host("hosta")
         after = lab.status("hosta")
         expect(after.get("state") == "down" and not after.get("protected"),
