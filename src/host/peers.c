@@ -18,8 +18,9 @@
  *   HELLO      waits for the whole hello                       exits: all of the below, closed
  *   STARTING   the VM's process is not ready yet               exits: ADOPTING, REFUSED, closed
  *   ADOPTING   offered to the VM's process, answer outstanding exits: closed (theirs), REFUSED
- *   REFUSED    answered; what the peer still sends is drained, exits: closed
- *              or closing would throw the answer away (RST)
+ *   REFUSED    answered; hello and what follows is drained     exits: closed
+ *              until the peer closes: closing with unread bytes
+ *              would reset the connection and lose the answer
  *
  * Every connection is closed KNOCK_TIMEOUT after it came, whatever its state, unless it was handed
  * over. When too many wait, the oldest one goes: whoever fills the table does not keep peers out.
@@ -77,18 +78,13 @@ static void noise(struct knock *k, const char *what)
                     suppressed);
 }
 
-/* Answers the hello with a refusal. It is read first: closing with unread bytes resets the
- * connection, and the answer could be lost. */
+/* Answers the hello with a refusal. */
 static void refuse(struct knock *k, enum wire_status status, const char *text)
 {
     uint8_t raw[WIRE_HELLO_BYTES];
     struct wire_hello answer;
 
     noise(k, text);
-    if (recv(k->fd, raw, sizeof(raw), MSG_DONTWAIT) != sizeof(raw)) {
-        knock_free(k);
-        return;
-    }
     wire_hello_answer(&k->hello, k->peers->host->config.name, (uint8_t)status, text, &answer);
     wire_hello_encode(&answer, raw);
     if (send(k->fd, raw, sizeof(raw), MSG_DONTWAIT | MSG_NOSIGNAL) != sizeof(raw) ||

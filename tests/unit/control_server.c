@@ -11,6 +11,8 @@
 #include "io/control.h"
 #include "io/control_line.h"
 
+enum { BIG = 900000 }; /* bytes of an answer that no socket's buffer holds */
+
 struct fixture {
     struct loop loop;
     struct control_server *server;
@@ -40,6 +42,13 @@ static void handler(void *user, struct control_request *req)
         control_reply(req, json_pack("{s:b}", "got", f->fd >= 0));
     } else if (strcmp(command, "fail") == 0) {
         control_fail(req, "%s: no", control_string(req, "vm"));
+    } else if (strcmp(command, "big") == 0) {
+        char *text = malloc(BIG + 1);
+
+        memset(text, 'a', BIG);
+        text[BIG] = '\0';
+        control_reply(req, json_pack("{s:s}", "text", text));
+        free(text);
     } else {
         control_reply(req, NULL);
     }
@@ -186,7 +195,7 @@ static void test_one_at_a_time(void **state)
     close(other);
 }
 
-/* Thousands of lines in one piece: no recursion, and answers in order. */
+/* Thousands of lines at once, from a client that reads as it goes. */
 static void test_flood(void **state)
 {
     enum { N = 20000 };
@@ -242,6 +251,29 @@ static void test_half_close(void **state)
     control_reply(f->held, NULL);
     assert_string_equal(hear(f, sock), "{\"ok\":true}");
     assert_string_equal(hear(f, sock), "");
+    close(sock);
+}
+
+/* The same while most of the answer is still on our side. */
+static void test_half_close_of_a_slow_reader(void **state)
+{
+    static char chunk[65536];
+    struct fixture *f = *state;
+    int sock = client(f);
+    size_t heard = 0;
+    ssize_t n;
+
+    say(sock, "{\"command\":\"big\"}\n");
+    assert_int_equal(shutdown(sock, SHUT_WR), 0);
+    loop_idle(&f->loop);
+    for (;;) {
+        n = recv(sock, chunk, sizeof(chunk), 0);
+        if (n == 0 || (n < 0 && errno != EAGAIN))
+            break;
+        heard += n > 0 ? (size_t)n : 0;
+        loop_idle(&f->loop);
+    }
+    assert_int_equal(heard, BIG + strlen("{\"text\":\"\",\"ok\":true}\n"));
     close(sock);
 }
 
@@ -393,6 +425,7 @@ int main(void)
         TEST(test_flood),
         TEST(test_client_goes),
         TEST(test_half_close),
+        TEST(test_half_close_of_a_slow_reader),
         TEST(test_server_goes),
         TEST(test_passing_fds),
         TEST(test_socket_file),
