@@ -78,6 +78,12 @@ void view_details(const json_t *vm); /* prints a block of text about one */
 
 /* --- waiting for protection (wait.c) --- */
 
+enum { CLI_TIMEOUT_S = 60 };
+#define CLI_TIMEOUT_DOC "Stop waiting when nothing has moved for so long (60)"
+
+/* The value of --timeout; ends the program with a usage error when it is none. */
+unsigned cli_seconds(const struct argp_state *state, const char *text);
+
 /* Waits until a VM is protected, and shows how far its first copy is: a bar on a terminal, a line
  * every few seconds elsewhere. Gives up when nothing has moved for timeout_s. */
 int cli_wait_protected(const char *vm, unsigned timeout_s);

@@ -9,11 +9,12 @@
 
 struct order {
     const char *vm;
-    const char *to; /* protect */
-    bool no_wait;   /* protect */
+    const char *to;     /* protect */
+    bool no_wait;       /* protect */
+    unsigned timeout_s; /* protect */
 };
 
-enum { KEY_NO_WAIT = 256, WAIT_S = 60 };
+enum { KEY_NO_WAIT = 256, KEY_TIMEOUT };
 
 static error_t parse_vm(int key, char *arg, struct argp_state *state)
 {
@@ -25,6 +26,9 @@ static error_t parse_vm(int key, char *arg, struct argp_state *state)
         return 0;
     case KEY_NO_WAIT:
         order->no_wait = true;
+        return 0;
+    case KEY_TIMEOUT:
+        order->timeout_s = cli_seconds(state, arg);
         return 0;
     case ARGP_KEY_ARG:
         if (order->vm)
@@ -76,9 +80,10 @@ int cli_protect(int argc, char **argv)
     static const struct argp_option options[] = {
         {"to", 't', "HOST", 0, "The peer that is to back the VM", 0},
         {"no-wait", KEY_NO_WAIT, NULL, 0, "Return at once, not when the VM is protected", 0},
+        {"timeout", KEY_TIMEOUT, "SECONDS", 0, CLI_TIMEOUT_DOC, 0},
         {0},
     };
-    struct order order = {0};
+    struct order order = {.timeout_s = CLI_TIMEOUT_S};
 
     cli_parse("protect", argc, argv, options, parse_vm, &order);
     if (!order.to) {
@@ -90,5 +95,5 @@ int cli_protect(int argc, char **argv)
         return CLI_FAILED;
     if (order.no_wait)
         return CLI_OK;
-    return cli_wait_protected(order.vm, WAIT_S);
+    return cli_wait_protected(order.vm, order.timeout_s);
 }

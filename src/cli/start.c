@@ -19,7 +19,6 @@ enum { KEY_NO_WAIT = 256, KEY_SEIZE, KEY_TIMEOUT };
 static error_t parse_start(int key, char *arg, struct argp_state *state)
 {
     struct start *start = state->input;
-    char *end;
 
     switch (key) {
     case KEY_NO_WAIT:
@@ -29,9 +28,7 @@ static error_t parse_start(int key, char *arg, struct argp_state *state)
         start->seize = true;
         return 0;
     case KEY_TIMEOUT:
-        start->timeout_s = (unsigned)strtoul(arg, &end, 10);
-        if (end == arg || *end || start->timeout_s == 0 || start->timeout_s > 86400)
-            argp_error(state, "%s is not a number of seconds", arg);
+        start->timeout_s = cli_seconds(state, arg);
         return 0;
     case ARGP_KEY_ARG:
         if (start->file)
@@ -51,8 +48,7 @@ int cli_start(int argc, char **argv)
 {
     static const struct argp_option options[] = {
         {"no-wait", KEY_NO_WAIT, NULL, 0, "Return once the VM runs, protected or not", 0},
-        {"timeout", KEY_TIMEOUT, "SECONDS", 0,
-         "Stop waiting when nothing has moved for so long (60)", 0},
+        {"timeout", KEY_TIMEOUT, "SECONDS", 0, CLI_TIMEOUT_DOC, 0},
         {"seize", KEY_SEIZE, NULL, 0,
          "Start the VM even if the arbiter says that another host owns it. Only when that host is "
          "gone for good",
@@ -60,7 +56,7 @@ int cli_start(int argc, char **argv)
         {0},
     };
     CLEANUP_FREE struct vm_spec *spec = malloc(sizeof(*spec));
-    struct start start = {.timeout_s = 60};
+    struct start start = {.timeout_s = CLI_TIMEOUT_S};
     json_t *request;
     struct err err;
 

@@ -2,6 +2,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -11,7 +12,7 @@
 /* Waiting until a VM is protected. It only watches: whatever happens to this command, the VM's
  * process goes on. */
 
-enum { BAR_WIDTH = 30, LOOK_MS = 200, LINE_EVERY_S = 3 };
+enum { BAR_WIDTH = 30, LOOK_MS = 200, LINE_EVERY_S = 3, PATIENCE_S = 2 };
 
 static volatile sig_atomic_t interrupted;
 
@@ -78,7 +79,8 @@ static void show(struct watch *w, const json_t *vm)
     char text[256];
 
     if (!json_is_object(seeding)) {
-        if (strcmp(view_text(vm, "state"), "solo") == 0) {
+        /* At first it is normal not to be connected yet. */
+        if (strcmp(view_text(vm, "state"), "solo") == 0 && seconds() - w->moved >= PATIENCE_S) {
             view_protection(vm, text, sizeof(text));
             say(w, text);
         }
@@ -117,9 +119,8 @@ static bool look(struct watch *w, unsigned timeout_s, int *ret_exit)
     } else if (seconds() - w->moved > (time_t)timeout_s) {
         end_bar(w);
         view_protection(vm, text, sizeof(text));
-        cli_fail("%s: runs, but is still not protected (%s)\n"
-                 "It goes on trying: understudy status %s",
-                 w->vm, text, w->vm);
+        cli_fail("%s: runs, but is %s\nIt goes on trying: understudy status %s", w->vm, text,
+                 w->vm);
         *ret_exit = CLI_UNPROTECTED;
     } else {
         show(w, vm);
@@ -127,6 +128,16 @@ static bool look(struct watch *w, unsigned timeout_s, int *ret_exit)
     }
     json_decref(vm);
     return over;
+}
+
+unsigned cli_seconds(const struct argp_state *state, const char *text)
+{
+    char *end;
+    unsigned long s = strtoul(text, &end, 10);
+
+    if (end == text || *end || s == 0 || s > 86400)
+        argp_error(state, "%s is not a number of seconds", text);
+    return (unsigned)s;
 }
 
 int cli_wait_protected(const char *vm, unsigned timeout_s)

@@ -42,21 +42,25 @@ static json_t *silent_vm(const struct host *host, const char *vm, const char *st
     return json;
 }
 
-/* "taken over by hostb (term 7) at 12:00:05" */
-static void ended_text(const json_t *note, char *out, size_t n_out)
+/* "taken over by hostb (term 7) at 2026-01-31 12:00:05" */
+static void ended_text(const struct host *host, const json_t *note, char *out, size_t n_out)
 {
     const char *detail = json_string_value(json_object_get(note, "detail"));
+    const char *owner = json_string_value(json_object_get(note, "owner"));
     json_int_t term = json_integer_value(json_object_get(note, "term"));
     time_t when = (time_t)json_integer_value(json_object_get(note, "unix"));
-    char clock_text[32] = "", term_text[32] = "";
+    char what[256], clock_text[32] = "", term_text[32] = "";
     struct tm tm;
 
+    if (owner && owner[0] && strcmp(owner, host->config.name) != 0)
+        (void)snprintf(what, sizeof(what), "taken over by %s", owner);
+    else
+        (void)snprintf(what, sizeof(what), "%s", detail ? detail : "for an unknown reason");
     if (localtime_r(&when, &tm))
         (void)strftime(clock_text, sizeof(clock_text), "%F %T", &tm);
     if (term > 0)
         (void)snprintf(term_text, sizeof(term_text), " (term %lld)", (long long)term);
-    (void)snprintf(out, n_out, "%s%s at %s", detail ? detail : "for an unknown reason", term_text,
-                   clock_text);
+    (void)snprintf(out, n_out, "%s%s at %s", what, term_text, clock_text);
 }
 
 static json_t *absent_vm(const struct host *host, const char *vm)
@@ -69,7 +73,7 @@ static json_t *absent_vm(const struct host *host, const char *vm)
     if (!note)
         return silent_vm(host, vm, "down",
                          "not running since this host or its process went down; start it again");
-    ended_text(note, text, sizeof(text));
+    ended_text(host, note, text, sizeof(text));
     json = silent_vm(host, vm, reason ? reason : "ended", text);
     (void)json_object_set_new(json, "ended", note); /* out of memory: the key is missing */
     return json;
