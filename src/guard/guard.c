@@ -319,6 +319,15 @@ static void setup_controller(struct guard *g)
     };
 }
 
+/* The hosts have changed places: the VM should be protected still, by whom it came from. */
+static void protect_by(struct guard *g, const char *host)
+{
+    struct primary_event ev = {.type = PEV_PROTECT};
+
+    (void)snprintf(ev.u.host, sizeof(ev.u.host), "%s", host);
+    guard_event(g, &ev);
+}
+
 static void begin(struct guard *g, const struct guard_params *params)
 {
     struct core_timing timing;
@@ -340,6 +349,8 @@ static void begin(struct guard *g, const struct guard_params *params)
     gate_init(&g->gate, g->core.next_epoch);
     for (i = 0; i < out.n; i++)
         act(g, &out.a[i]);
+    if (params->takeover)
+        protect_by(g, g->takeover.from);
     arbiter_client_warm(g->arbiter);
 }
 

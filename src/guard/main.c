@@ -173,6 +173,19 @@ static int start_primary(struct process *p, struct err *err)
     return r;
 }
 
+/* The record of a VM that runs here from now on, as if it had been started here. */
+static void record_takeover(struct process *p)
+{
+    struct vm_spec *spec = &p->takeover.body->spec;
+    char path[VM_PATH_MAX + 80];
+    struct err err;
+
+    (void)snprintf(spec->protect.standby, sizeof(spec->protect.standby), "%s", p->takeover.from);
+    (void)snprintf(path, sizeof(path), "%s/vms/%s.json", p->config.state_dir, spec->name);
+    if (save_record(path, spec, &err) < 0)
+        log_error("its record is not kept: %s", err.text);
+}
+
 /* The standby has become the owner of a running VM: the same process goes on as its guard. */
 static int on_switch(sd_event_source *source, void *user)
 {
@@ -191,6 +204,7 @@ static int on_switch(sd_event_source *source, void *user)
         body_close(params.body);
         return sd_event_exit(p->event, GUARD_LOST);
     }
+    record_takeover(p);
     return 0;
 }
 

@@ -24,9 +24,6 @@ static void reason(const struct guard *g, char *text, size_t n)
         if (p->wanted[0])
             (void)snprintf(text, n, "%s: %s", p->wanted,
                            g->link.why[0] ? g->link.why : "not connected yet");
-        else if (g->takeover.epoch)
-            (void)snprintf(text, n, "taken over from another host; protect it again with"
-                                    " 'understudy protect'");
         break;
     case PRIMARY_SEEDING:
     case PRIMARY_ARMING:

@@ -12,6 +12,7 @@
 struct takeover {
     struct body *body;        /* its VM runs; owned by whoever holds the struct */
     struct arb_record record; /* as swapped */
+    char from[WIRE_NAME_BYTES]; /* the host that had it; to be its standby when it is back */
     uint64_t epoch;           /* the newest one in the body */
     double decided_ms;        /* when the claim was decided upon */
     double won_ms;            /* when the arbiter's answer was here */

@@ -60,6 +60,7 @@ static void activate(struct standby_shell *s, const struct arb_record *record)
 
     s->takeover.won_ms = unix_ms();
     s->takeover.record = *record;
+    (void)snprintf(s->takeover.from, sizeof(s->takeover.from), "%s", s->primary);
     session_drop(s, 0);
     receiver_drain(s->receiver);
     receiver_report_get(s->receiver, &report);
