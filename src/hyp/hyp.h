@@ -21,8 +21,9 @@
  * Life of a standby's VM:  launch(incoming) -> restore -> (as above)
  *
  * Everything runs in the thread of the sd_event loop given at launch. Operations marked "async"
- * return at once; their outcome arrives by exactly one of the callbacks named there. Callbacks are
- * never called from inside an operation. After on_exit no other callback comes. */
+ * return at once; their outcome arrives by exactly one of the callbacks named there, or by on_exit
+ * alone. Callbacks are never called from inside an operation, and may call any, close() included.
+ * After on_exit no other callback comes. */
 
 struct hyp_vm;
 
@@ -88,8 +89,9 @@ struct hyp_ops {
 
     /* Checks, without starting a VM, that the host and the definition suit the driver: emulator,
      * machine type (versioned and known), accelerator, kernel features, options that cannot be
-     * checkpointed. Fills in spec->accel when it is "". Blocks for the emulator's answers (bounded,
-     * a second or so). Returns 0, or -errno with the reason. */
+     * checkpointed. Fills in spec->accel when it is "", and puts the versioned name in the place of
+     * an empty or unversioned spec->machine: record both. Blocks for the emulator's answers (a
+     * second or so, bounded to 15). Returns 0, or -errno with the reason. */
     int (*preflight)(struct vm_spec *spec, const char *emulator, struct err *err) US_MUST_CHECK;
 
     /* Starts the hypervisor in its own session, so that it survives the caller. Blocks until it
@@ -98,7 +100,8 @@ struct hyp_ops {
                   struct err *err) US_MUST_CHECK;
 
     /* Starts dirty tracking: from now on every page written by the guest or the hypervisor is
-     * recorded. All pages count as clean after it. Blocks for milliseconds; the guest may run.
+     * recorded. All pages count as clean after it. Blocks for milliseconds (more with terabytes);
+     * the guest may run.
      * -EOPNOTSUPP names the missing kernel feature. Idempotent. */
     int (*track)(struct hyp_vm *vm, struct err *err) US_MUST_CHECK;
 
@@ -109,11 +112,14 @@ struct hyp_ops {
     /* Takes dirty pages, in ascending order from page `from` on: stores at most n_runs runs that
      * hold at most max_pages pages, and marks exactly those clean again. *ret_next is where to go
      * on: the page after the last one looked at, or the number of pages of the VM when all were.
-     * Does not block. Used on a stopped VM it gives the exact dirty set. */
+     * Does not block. Used on a stopped VM it gives the exact dirty set. -EINVAL: bad arguments;
+     * any other error (-ESRCH: the VM is gone) may have lost pages: nothing taken since the last
+     * complete round makes a checkpoint. */
     int (*dirty_take)(struct hyp_vm *vm, uint64_t from, struct page_run *runs, size_t n_runs,
                       uint64_t max_pages, size_t *ret_n_runs, uint64_t *ret_next) US_MUST_CHECK;
 
-    /* Counts dirty pages without marking them clean, giving up above `limit`. Does not block. */
+    /* Counts dirty pages without marking them clean, giving up above `limit`: *ret_pages is then
+     * limit + 1. Does not block. */
     int (*dirty_count)(struct hyp_vm *vm, uint64_t limit, uint64_t *ret_pages) US_MUST_CHECK;
 
     /* Async (on_running | on_failure): lets a stopped VM run. */

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "unit.h"
@@ -501,6 +502,21 @@ static void asks_again_to_continue(void **state)
     assert_non_null(strstr(f->text, "refused to continue: never"));
 }
 
+/* A loop that was held up for longer than any time-out must not take QEMU for dead. */
+static void forgives_its_own_delay(void **state)
+{
+    const struct timespec pause = {.tv_nsec = 600000000}; /* twice the time-outs */
+    struct fixture *f = *state;
+
+    start(f, "");
+    order_checkpoint(f);
+    assert_int_equal(nanosleep(&pause, NULL), 0);
+    expect(f, CHECKPOINT);
+    assert_int_equal(nanosleep(&pause, NULL), 0);
+    assert_int_equal(hyp_qemu.resume(f->vm, NULL), 0);
+    expect(f, RUNNING);
+}
+
 static void restores(void **state)
 {
     const struct hyp_state good = {.format = "qemu:pc-i440fx-7.2",
@@ -586,6 +602,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(reports_a_shutdown, setup, teardown),
         cmocka_unit_test_setup_teardown(ends_what_speaks_no_qmp, setup, teardown),
         cmocka_unit_test_setup_teardown(asks_again_to_continue, setup, teardown),
+        cmocka_unit_test_setup_teardown(forgives_its_own_delay, setup, teardown),
         cmocka_unit_test_setup_teardown(restores, setup, teardown),
         cmocka_unit_test_setup_teardown(reports_a_state_that_does_not_load, setup, teardown),
         cmocka_unit_test_setup_teardown(explains_a_launch_that_fails, setup, teardown),

@@ -11,6 +11,7 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <inttypes.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -65,7 +66,6 @@ struct samples {
 static struct options {
     const char *emulator, *kernel, *initrd, *append, *firmware, *cpu, *machine, *accel;
     unsigned int epochs, interval_ms, megabytes, cpus, nics, pages, delay;
-    bool verbose_state;
 } options = {
     .emulator = "qemu-system-x86_64",
     .epochs = 200,
@@ -123,6 +123,22 @@ static void __attribute__((noreturn)) US_PRINTF(1, 2) bail_out(const char *fmt, 
     exit(1);
 }
 
+static volatile sig_atomic_t interrupted;
+
+static void on_signal(int number)
+{
+    interrupted = number;
+}
+
+/* Waits for and handles events. Bails out on errors and signals, which is how VMs get closed. */
+static void run_loop_once(uint64_t timeout_usec)
+{
+    if (sd_event_run(loop, timeout_usec) < 0)
+        bail_out("sd_event_run");
+    if (interrupted)
+        bail_out("signal %d", (int)interrupted);
+}
+
 static void on_checkpoint(void *user, const struct hyp_state *state,
                           const struct hyp_timing *timing)
 {
@@ -168,10 +184,8 @@ static void await(struct vm *vm, enum happening what, const char *for_what)
 {
     uint64_t deadline = clock_now_ns() + WAIT_S * NS_PER_S;
 
-    while (!vm->happened && clock_now_ns() < deadline) {
-        if (sd_event_run(loop, 100000) < 0)
-            bail_out("sd_event_run");
-    }
+    while (!vm->happened && clock_now_ns() < deadline)
+        run_loop_once(100000);
     if (vm->happened != what)
         bail_out("%s: %s: %s", vm->dir, for_what,
                  vm->happened ? vm->text : "nothing happened in time");
@@ -182,10 +196,8 @@ static void run_loop_for(unsigned int ms)
 {
     uint64_t deadline = clock_now_ns() + ms * NS_PER_MS;
 
-    for (uint64_t now; (now = clock_now_ns()) < deadline;) {
-        if (sd_event_run(loop, (deadline - now) / 1000 + 1) < 0)
-            bail_out("sd_event_run");
-    }
+    for (uint64_t now; (now = clock_now_ns()) < deadline;)
+        run_loop_once((deadline - now) / 1000 + 1);
 }
 
 static void put(uint8_t *image, size_t at, const void *bytes, size_t n)
@@ -206,8 +218,8 @@ static void write_guest(const char *path, uint32_t n_pages, uint32_t delay)
     };
     static const uint8_t gdt[] = {
         0x17, 0x00, 0x10, 0x01, 0x0f, 0x00,                /* 24 bytes at 0xf0110 */
-        [16 + 8] = 0xff, 0xff, 0, 0, 0, 0x9a, 0xcf, 0,     /* flat code */
-        [16 + 16] = 0xff, 0xff, 0, 0, 0, 0x92, 0xcf, 0,    /* flat data */
+        [16 + 8] = 0xff, 0xff, 0, 0, 0, 0x9b, 0xcf, 0,     /* flat code; marked as accessed, */
+        [16 + 16] = 0xff, 0xff, 0, 0, 0, 0x93, 0xcf, 0,    /* flat data; since this is ROM */
     };
     uint8_t code[] = {
         0x66, 0xb8, 0x10, 0x00, 0x8e, 0xd8, /* ds = 0x10 */
@@ -600,6 +612,8 @@ int main(int argc, char **argv)
     if (!mkdtemp(work_dir) || !mkdtemp(shm_dir))
         bail_out("mkdtemp: %s", strerror(errno));
     (void)atexit(clean_up);
+    (void)signal(SIGINT, on_signal);
+    (void)signal(SIGTERM, on_signal);
     if (sd_event_default(&loop) < 0)
         bail_out("sd_event_default");
     fill_spec(&spec);

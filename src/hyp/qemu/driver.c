@@ -45,7 +45,12 @@ void vm_set_phase(struct hyp_vm *vm, enum vm_phase phase, const char *because)
 
 void vm_set_timer(struct hyp_vm *vm, unsigned int ms)
 {
-    if (sd_event_source_set_time_relative(vm->timer_source, ms * UINT64_C(1000)) < 0 ||
+    /* Not sd_event_source_set_time_relative(): that counts from the start of the loop's round, and
+     * our caller may just have copied gigabytes. */
+    uint64_t usec = clock_now_ns() / 1000 + ms * UINT64_C(1000);
+
+    vm->timer_ms = ms;
+    if (sd_event_source_set_time(vm->timer_source, usec) < 0 ||
         sd_event_source_set_enabled(vm->timer_source, SD_EVENT_ONESHOT) < 0)
         log_error("qemu: cannot arm a time-out");
 }
@@ -193,6 +198,11 @@ static int on_timer(sd_event_source *source, uint64_t usec, void *user)
 {
     struct hyp_vm *vm = user;
 
+    /* The loop was held up, or this process was stopped: QEMU's answer may lie waiting. */
+    if (clock_now_ns() / 1000 > usec + VM_LATE_MS * UINT64_C(1000)) {
+        vm_set_timer(vm, vm->timer_ms);
+        return 0;
+    }
     switch (vm->phase) {
     case VM_CHECKPOINT:
     case VM_ROLLBACK:
