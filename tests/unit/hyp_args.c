@@ -47,8 +47,8 @@ static const char *joined(const struct args *args)
     size_t used = 0;
 
     for (size_t i = 0; i < args->n; i++)
-        used += (size_t)snprintf(text + used, sizeof(text) - used, "%s%s", i ? " " : "",
-                                 args->v[i]);
+        used +=
+            (size_t)snprintf(text + used, sizeof(text) - used, "%s%s", i ? " " : "", args->v[i]);
     assert_null(args->v[args->n]);
     return text;
 }

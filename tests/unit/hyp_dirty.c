@@ -105,8 +105,8 @@ static void reports_exactly_what_was_written(void **state)
     static const struct {
         size_t n_runs;
         uint64_t max_pages;
-    } limits[] = {{64, 10000}, {1, 10000}, {64, 1}, {3, 7}, {2, 600}, {64, 512},
-                {RUNS_MAX, 10000}, {RUNS_MAX, 900}, {RUNS_MAX, 513}};
+    } limits[] = {{64, 10000}, {1, 10000},        {64, 1},         {3, 7},         {2, 600},
+                  {64, 512},   {RUNS_MAX, 10000}, {RUNS_MAX, 900}, {RUNS_MAX, 513}};
     struct ram ram = ram_new();
     struct dirty d = track_self(&ram);
     bool wrote[PAGES], flags[PAGES];
@@ -130,7 +130,8 @@ static void reports_exactly_what_was_written(void **state)
         assert_int_equal(dirty_count(&d, 10, &count), 0);
         assert_int_equal(count, n > 10 ? 11 : n);
         assert_int_equal(take(&d, limits[round % N_OF(limits)].n_runs,
-                              limits[round % N_OF(limits)].max_pages, flags), n);
+                              limits[round % N_OF(limits)].max_pages, flags),
+                         n);
         assert_memory_equal(flags, wrote, sizeof(flags));
         assert_int_equal(take(&d, 64, 10000, flags), 0);
     }
@@ -151,7 +152,8 @@ static void sees_writes_of_the_kernel(void **state)
     assert_true(flags[4] && flags[5]);
     /* A hole punched into the file is not seen, which is why balloons are refused. */
     assert_int_equal(fallocate(ram.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                               4 * VM_PAGE_BYTES, VM_PAGE_BYTES), 0);
+                               4 * VM_PAGE_BYTES, VM_PAGE_BYTES),
+                     0);
     assert_int_equal(take(&d, 64, 10000, flags), 0);
     /* Giving memory back to the kernel without changing the file is no write. */
     assert_int_equal(madvise(ram.bytes, RAM_BYTES, MADV_DONTNEED), 0);
@@ -211,8 +213,8 @@ static void finds_a_mapping_in_pieces(void **state)
 
 /* A process to look into. What it does between two orders through its socket depends on how. */
 enum behaviour {
-    WAITS, /* in poll(), as QEMU's main thread does */
-    SPINS, /* in user code, with all it computes in registers */
+    WAITS,  /* in poll(), as QEMU's main thread does */
+    SPINS,  /* in user code, with all it computes in registers */
     SLEEPS, /* in a restartable system call */
 };
 
@@ -252,8 +254,8 @@ static bool undisturbed(enum behaviour behaviour, int orders)
     return true;
 }
 
-static void __attribute__((noreturn)) child_main(const struct child *c, uint8_t *bytes,
-                                                 enum behaviour behaviour)
+static void __attribute__((noreturn))
+child_main(const struct child *c, uint8_t *bytes, enum behaviour behaviour)
 {
     char order = 0;
 

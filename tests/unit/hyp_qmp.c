@@ -133,9 +133,9 @@ static void refuses_what_is_not_qmp(void **state)
         "{\"event\": 3}\n",
         "{\"event\": \"X\", \"data\": []}\n",
         "{\"return\": {}}\n",
-        "{\"return\": {}, \"id\": 1}\n",            /* to no command */
+        "{\"return\": {}, \"id\": 1}\n", /* to no command */
         "{\"error\": {\"desc\": \"x\"}}\n",
-        "{\"event\": \"\xff\"}\n",                   /* not UTF-8 */
+        "{\"event\": \"\xff\"}\n", /* not UTF-8 */
         "{\"event\": \"A\"}garbage\n",
     };
 
@@ -218,9 +218,9 @@ static void voids_what_was_typed_ahead(void **state)
 
     qmp_prepare(f->qmp, "migrate", "{\"uri\":\"x\"}");
     assert_int_equal(qmp_send(f->qmp, "cont", "", -1, on_reply, &a), 0);
-    assert_string_equal(sent(f),
-                        "{\"id\":1,\"execute\":\"migrate\",\"arguments\":{\"uri\":\"x\"},\"void\":0}"
-                        "{\"id\":2,\"execute\":\"cont\"}");
+    assert_string_equal(
+        sent(f), "{\"id\":1,\"execute\":\"migrate\",\"arguments\":{\"uri\":\"x\"},\"void\":0}"
+                 "{\"id\":2,\"execute\":\"cont\"}");
     feed(f, "{\"error\": {\"desc\": \"void\"}, \"id\": 1}\n{\"return\": {}, \"id\": 2}\n");
     assert_string_equal(f->replies, "a:ok ");
     assert_int_equal(f->broken, 0);
@@ -245,7 +245,8 @@ static void calls_and_waits(void **state)
     json_t *value = NULL;
     struct err err;
 
-    assert_int_equal(write(f->peer, "{\"QMP\": {}}\n{\"return\": {\"a\": 7}, \"id\": 1}\n", 42), 42);
+    assert_int_equal(write(f->peer, "{\"QMP\": {}}\n{\"return\": {\"a\": 7}, \"id\": 1}\n", 42),
+                     42);
     assert_int_equal(qmp_call(f->qmp, "x", "", -1, &wait, &value, &err), 0);
     assert_int_equal(json_integer_value(json_object_get(value, "a")), 7);
     json_decref(value);

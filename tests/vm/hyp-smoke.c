@@ -4,9 +4,7 @@
  * fail on purpose, then kills the VM and restores a second QEMU from the copy. Prints TAP, and what
  * each part of a pause took.
  *
- * Without --kernel and --firmware the guest is 60 bytes of our own that write a counter into one
- * page after another, so that every page of a consistent memory image can be told from the highest
- * counter in it. */
+ * Without --kernel and --firmware the guest is the one of hyp-guest.h. */
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -24,14 +22,13 @@
 
 #include "base/cleanup.h"
 #include "hyp/hyp.h"
-#include "io/clock.h"
 #include "hyp/qemu/vm.h"
+#include "hyp-guest.h"
+#include "io/clock.h"
 
 enum {
     RUNS_MAX = 4096,
     WAIT_S = 20,
-    PATTERN_BASE = 1 << 20, /* where our guest writes */
-    FIRMWARE_BYTES = 65536,
 };
 
 enum happening {
@@ -200,51 +197,12 @@ static void run_loop_for(unsigned int ms)
         run_loop_once((deadline - now) / 1000 + 1);
 }
 
-static void put(uint8_t *image, size_t at, const void *bytes, size_t n)
+static void write_guest(const char *path)
 {
-    memcpy(image + at, bytes, n);
-}
+    FILE *file = fopen(path, "we");
 
-/* A firmware image: the guest described at the top. */
-static void write_guest(const char *path, uint32_t n_pages, uint32_t delay)
-{
-    static uint8_t image[FIRMWARE_BYTES];
-    static const uint8_t reset[] = {0xea, 0x00, 0x00, 0x00, 0xf0}; /* jmp 0xf000:0 */
-    static const uint8_t enter[] = {
-        0xfa,                                           /* cli */
-        0x2e, 0x0f, 0x01, 0x16, 0x00, 0x01,             /* lgdt cs:[0x100] */
-        0x0f, 0x20, 0xc0, 0x0c, 0x01, 0x0f, 0x22, 0xc0, /* cr0 |= 1 */
-        0x66, 0xea, 0x40, 0x00, 0x0f, 0x00, 0x08, 0x00, /* jmp 8:0xf0040 */
-    };
-    static const uint8_t gdt[] = {
-        0x17, 0x00, 0x10, 0x01, 0x0f, 0x00,                /* 24 bytes at 0xf0110 */
-        [16 + 8] = 0xff, 0xff, 0, 0, 0, 0x9b, 0xcf, 0,     /* flat code; marked as accessed, */
-        [16 + 16] = 0xff, 0xff, 0, 0, 0, 0x93, 0xcf, 0,    /* flat data; since this is ROM */
-    };
-    uint8_t code[] = {
-        0x66, 0xb8, 0x10, 0x00, 0x8e, 0xd8, /* ds = 0x10 */
-        0x31, 0xdb,                         /* ebx = 0 */
-        0x43,                               /* again: ebx++ */
-        0x89, 0xd8,                         /* eax = ebx */
-        0x25, 0, 0, 0, 0,                   /* eax &= n_pages - 1 */
-        0xc1, 0xe0, 0x0c,                   /* eax <<= 12 */
-        0x89, 0x98, 0x00, 0x00, 0x10, 0x00, /* [eax + 1 MiB] = ebx */
-        0xb9, 0, 0, 0, 0,                   /* ecx = delay */
-        0xe2, 0xfe,                         /* loop on itself */
-        0xeb, 0xe4,                         /* jmp again */
-    };
-    uint32_t mask = n_pages - 1;
-    FILE *file;
-
-    put(code, 12, &mask, sizeof(mask));
-    put(code, 26, &delay, sizeof(delay));
-    code[sizeof(code) - 1] = (uint8_t)(8 - (int)sizeof(code));
-    put(image, 0, enter, sizeof(enter));
-    put(image, 0x40, code, sizeof(code));
-    put(image, 0x100, gdt, sizeof(gdt));
-    put(image, 0xfff0, reset, sizeof(reset));
-    file = fopen(path, "we");
-    if (!file || fwrite(image, sizeof(image), 1, file) != 1 || fclose(file) != 0)
+    if (!file || fwrite(hyp_guest(options.pages, options.delay), HYP_GUEST_BYTES, 1, file) != 1 ||
+        fclose(file) != 0)
         bail_out("%s: %s", path, strerror(errno));
 }
 
@@ -257,7 +215,7 @@ static uint32_t check_pattern(const uint8_t *ram, const char *what)
         for (uint32_t i = 0; i < options.pages; i++) {
             uint32_t value, want = newest - (newest - i) % options.pages;
 
-            memcpy(&value, ram + PATTERN_BASE + i * VM_PAGE_BYTES, sizeof(value));
+            memcpy(&value, ram + HYP_GUEST_BASE + i * VM_PAGE_BYTES, sizeof(value));
             if (pass == 0)
                 newest = value > newest ? value : newest;
             else
@@ -320,8 +278,8 @@ static void launch(struct vm *vm, const struct vm_spec *spec, const char *name, 
     start = clock_now_ns();
     if (hyp_qemu.launch(&order, &vm->hyp, &err) < 0)
         bail_out("launch %s: %s", name, err.text);
-    printf("# launch of the %s: %" PRIu64 " ms, pid %d\n", name, (clock_now_ns() - start) / NS_PER_MS,
-           (int)hyp_qemu.pid(vm->hyp));
+    printf("# launch of the %s: %" PRIu64 " ms, pid %d\n", name,
+           (clock_now_ns() - start) / NS_PER_MS, (int)hyp_qemu.pid(vm->hyp));
 }
 
 static void close_vm(struct vm *vm, const struct vm_spec *spec)
@@ -354,7 +312,7 @@ static void fill_spec(struct vm_spec *spec)
 #undef SET
     if (!options.kernel && !options.firmware) {
         (void)snprintf(spec->firmware, sizeof(spec->firmware), "%s/guest.bin", work_dir);
-        write_guest(spec->firmware, options.pages, options.delay);
+        write_guest(spec->firmware);
     }
     for (uint32_t i = 0; i < spec->n_nics; i++)
         memcpy(spec->nics[i].mac, (uint8_t[]){0x52, 0x54, 0, 0, 0, (uint8_t)i}, 6);
@@ -416,7 +374,7 @@ static void order(int r, const char *what, const struct err *err)
 }
 
 static struct samples figures[] = {
-    {.name = "stop"}, {.name = "state"}, {.name = "scan"},
+    {.name = "stop"}, {.name = "state"},  {.name = "scan"},
     {.name = "copy"}, {.name = "resume"}, {.name = "pause"},
 };
 
@@ -566,13 +524,13 @@ static void parse_options(int argc, char **argv)
         const char **text;
         unsigned int *number;
     } targets[] = {
-        {'e', &options.emulator, NULL}, {'k', &options.kernel, NULL},
-        {'i', &options.initrd, NULL},   {'a', &options.append, NULL},
-        {'f', &options.firmware, NULL}, {'c', &options.cpu, NULL},
-        {'M', &options.machine, NULL},  {'A', &options.accel, NULL},
-        {'n', NULL, &options.epochs},   {'t', NULL, &options.interval_ms},
+        {'e', &options.emulator, NULL},  {'k', &options.kernel, NULL},
+        {'i', &options.initrd, NULL},    {'a', &options.append, NULL},
+        {'f', &options.firmware, NULL},  {'c', &options.cpu, NULL},
+        {'M', &options.machine, NULL},   {'A', &options.accel, NULL},
+        {'n', NULL, &options.epochs},    {'t', NULL, &options.interval_ms},
         {'m', NULL, &options.megabytes}, {'s', NULL, &options.cpus},
-        {'N', NULL, &options.nics},     {'p', NULL, &options.pages},
+        {'N', NULL, &options.nics},      {'p', NULL, &options.pages},
         {'d', NULL, &options.delay},
     };
     int c;

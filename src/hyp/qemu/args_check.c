@@ -63,7 +63,7 @@ static const struct pattern options[] = {
 
 /* Options that take no value, so that a lone word after them is a disk to QEMU. */
 static const struct pattern flags[] = {
-    {"no*", ""},      /* -nographic, -no-reboot, -nodefaults, ... */
+    {"no*", ""}, /* -nographic, -no-reboot, -nodefaults, ... */
     {"only-migratable", ""},
     {"s", ""},
     {"usb", ""},

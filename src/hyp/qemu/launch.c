@@ -175,8 +175,7 @@ static int prepare(struct hyp_vm *vm, const struct qmp_wait *wait, struct err *e
          "{\"capabilities\":[{\"capability\":\"x-ignore-shared\",\"state\":true},"
          "{\"capability\":\"events\",\"state\":true}]}"},
         /* 64 GB/s: never the limit. The time a completion may take is not limited either. */
-        {"migrate-set-parameters",
-         "{\"max-bandwidth\":68719476736,\"downtime-limit\":2000000}"},
+        {"migrate-set-parameters", "{\"max-bandwidth\":68719476736,\"downtime-limit\":2000000}"},
     };
     int r = qmp_wait_greeting(vm->qmp, wait, err);
 

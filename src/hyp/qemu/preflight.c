@@ -40,7 +40,8 @@ static int resolve_accel(struct vm_spec *spec, struct err *err)
     int kvm_errno = errno;
 
     if (!spec->accel[0])
-        strcpy(spec->accel, kvm >= 0 && (cpu_has_flag("vmx") || cpu_has_flag("svm")) ? "kvm" : "tcg");
+        strcpy(spec->accel,
+               kvm >= 0 && (cpu_has_flag("vmx") || cpu_has_flag("svm")) ? "kvm" : "tcg");
     if (strcmp(spec->accel, "kvm") == 0 && kvm < 0)
         return err_sys(err, -kvm_errno, "accel kvm: /dev/kvm");
     if (strcmp(spec->accel, "kvm") != 0 && strcmp(spec->accel, "tcg") != 0)

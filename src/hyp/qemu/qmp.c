@@ -302,8 +302,8 @@ static int type_command(struct qmp *qmp, const char *command, const char *argume
         if (r < 0)
             return r;
     }
-    n = snprintf(line, sizeof(line), "{\"id\":%" PRIu64 ",\"execute\":\"%s\"%s%s",
-                 qmp->last_id + 1, command, *arguments ? ",\"arguments\":" : "", arguments);
+    n = snprintf(line, sizeof(line), "{\"id\":%" PRIu64 ",\"execute\":\"%s\"%s%s", qmp->last_id + 1,
+                 command, *arguments ? ",\"arguments\":" : "", arguments);
     if (n >= (int)sizeof(line))
         return -EMSGSIZE;
     return send_text(qmp, line, (size_t)n, fd);

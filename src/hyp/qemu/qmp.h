@@ -45,9 +45,10 @@ int qmp_new(int fd, const struct qmp_callbacks *callbacks, void *user,
 /* Closes and frees; replies that are due are not delivered. NULL is allowed. */
 void qmp_free(struct qmp *qmp);
 
-/* Sends a command; fn(user, ...) gets its reply. `arguments` is a JSON object as text, "" = none. `fd`, when
- * not -1, goes along as ancillary data (for getfd) and stays the caller's. Does not block: -EAGAIN
- * when QEMU does not read, -EBUSY when too many replies are due, -ENOTCONN when broken. */
+/* Sends a command; fn(user, ...) gets its reply. `arguments` is a JSON object as text, "" = none.
+ * `fd`, when not -1, goes along as ancillary data (for getfd) and stays the caller's. Does not
+ * block: -EAGAIN when QEMU does not read, -EBUSY when too many replies are due, -ENOTCONN when
+ * broken. */
 int qmp_send(struct qmp *qmp, const char *command, const char *arguments, int fd, qmp_reply_fn *fn,
              void *user) US_MUST_CHECK;
 

@@ -88,8 +88,8 @@ int spawn_wait(int pidfd, uint64_t deadline_ns, int *ret_status)
     *ret_status = 0;
     if (waitid(P_PIDFD, (id_t)pidfd, &info, WEXITED) < 0)
         return 0; /* with SIGCHLD ignored, the kernel has reaped it */
-    *ret_status = info.si_code == CLD_EXITED ? W_EXITCODE(info.si_status, 0)
-                                             : W_EXITCODE(0, info.si_status);
+    *ret_status =
+        info.si_code == CLD_EXITED ? W_EXITCODE(info.si_status, 0) : W_EXITCODE(0, info.si_status);
     return 0;
 }
 

@@ -24,7 +24,7 @@
 
 #define PAGE_IS_WRITTEN (1 << 1)
 
-#define PM_SCAN_WP_MATCHING (1 << 0)   /* write-protect what is reported */
+#define PM_SCAN_WP_MATCHING   (1 << 0) /* write-protect what is reported */
 #define PM_SCAN_CHECK_WPASYNC (1 << 1) /* fail where asynchronous protection is not on */
 
 struct page_region {

@@ -186,8 +186,8 @@ static int find_syscall_instruction(pid_t pid, uint64_t *ret_ip, struct err *err
     if (!maps)
         return err_sys(err, -errno, "%s", path);
     while (base == 0 && fgets(line, sizeof(line), maps)) {
-        if (strstr(line, "[vdso]") &&
-            sscanf(line, "%" SCNx64 "-%" SCNx64, &start, &end) == 2 && end > start)
+        if (strstr(line, "[vdso]") && sscanf(line, "%" SCNx64 "-%" SCNx64, &start, &end) == 2 &&
+            end > start)
             base = start;
     }
     (void)fclose(maps); /* only read */

@@ -9,8 +9,8 @@
 /* Makes a userfaultfd of process `pid` and brings it here, without that process's cooperation. The
  * process is stopped by ptrace for about 0.2 ms and left exactly as it was, on errors too; it keeps
  * no descriptor, so tracking ends with the returned one. `pidfd` refers to the same process. Blocks
- * for milliseconds, a few seconds where the process does not react. Only on x86-64. Returns 0 and the descriptor (owned by the caller, CLOEXEC), or
- * -errno with the reason. */
+ * for milliseconds, a few seconds where the process does not react. Only on x86-64. Returns 0 and
+ * the descriptor (owned by the caller, CLOEXEC), or -errno with the reason. */
 int uffd_inject(pid_t pid, int pidfd, int *ret_uffd, struct err *err) US_MUST_CHECK;
 
 #endif

@@ -63,7 +63,7 @@ enum {
     VM_ANSWER_TIMEOUT_MS = 3000, /* for cont, a roll-back, a restore */
     VM_EXIT_TIMEOUT_MS = 5000,
     VM_EOF_GRACE_MS = 2000, /* from QEMU's closing QMP to its end */
-    VM_LATE_MS = 100,        /* a time-out that comes later than this does not count */
+    VM_LATE_MS = 100,       /* a time-out that comes later than this does not count */
     VM_CONT_TRIES = 200,    /* a migration that is just ending may refuse cont for a moment */
 };
 

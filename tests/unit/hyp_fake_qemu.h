@@ -1,0 +1,202 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef US_TESTS_HYP_FAKE_QEMU_H
+#define US_TESTS_HYP_FAKE_QEMU_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "hyp/qemu/args.h"
+
+/* Plays QEMU as far as the driver can see: the control protocol and migrations, with the one
+ * misbehaviour that the environment variable FAKE_QEMU names ("" = none). */
+
+struct fake {
+    int qmp;
+    int fd; /* passed by the last getfd; -1 = none */
+    bool running;
+    bool incoming;
+    unsigned int conts; /* refused so far */
+};
+
+static bool misbehaves(const char *how)
+{
+    return strcmp(getenv("FAKE_QEMU"), how) == 0;
+}
+
+static void say(const struct fake *q, const char *text)
+{
+    if (write(q->qmp, text, strlen(text)) < 0)
+        _exit(7);
+}
+
+static void reply(const struct fake *q, json_int_t id, const char *body)
+{
+    char line[256];
+
+    (void)snprintf(line, sizeof(line), "{%s, \"id\": %lld}\r\n", body, (long long)id);
+    say(q, line);
+}
+
+static void say_status(const struct fake *q, const char *status)
+{
+    char line[256];
+
+    (void)snprintf(line, sizeof(line),
+                   "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"%s\"}}\r\n", status);
+    say(q, line);
+}
+
+static void set_running(struct fake *q, bool running)
+{
+    if (q->running != running)
+        say(q, running ? "{\"event\": \"RESUME\"}\r\n" : "{\"event\": \"STOP\"}\r\n");
+    q->running = running;
+}
+
+/* Migrates as QEMU does, but for what it shall do wrong. */
+static void fake_migrate(struct fake *q, json_int_t id)
+{
+    bool was_running = q->running;
+
+    if (misbehaves("refuse")) {
+        reply(q, id, "\"error\": {\"desc\": \"device x blocks it\"}");
+        return;
+    }
+    reply(q, id, "\"return\": {}");
+    say_status(q, "active");
+    if (misbehaves("hang"))
+        return;
+    set_running(q, false);
+    if (misbehaves("die")) {
+        fprintf(stderr, "fake: first line\nfake: \x1b[1mout of order\n");
+        _exit(3);
+    }
+    if (misbehaves("shutdown")) {
+        say(q, "{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": true, "
+               "\"reason\": \"guest-shutdown\"}}\r\n");
+        _exit(0);
+    }
+    if (misbehaves("garbage"))
+        say(q, "\x01\x02 not JSON\r\n");
+    if (misbehaves("fail")) {
+        say_status(q, "failed");
+        set_running(q, was_running);
+    } else {
+        if (!misbehaves("empty") && write(q->fd, "state", 5) != 5)
+            _exit(6);
+        say_status(q, "completed");
+    }
+    if (misbehaves("endless"))
+        return; /* the stream stays open */
+    close(q->fd);
+    q->fd = -1;
+}
+
+static void fake_migrate_incoming(struct fake *q, json_int_t id)
+{
+    char bytes[64];
+    ssize_t n, total = 0;
+
+    reply(q, id, "\"return\": {}");
+    while ((n = read(q->fd, bytes + total, sizeof(bytes) - (size_t)total)) > 0)
+        total += n;
+    if (total != 5 || memcmp(bytes, "state", 5) != 0) {
+        fprintf(stderr, "fake: load of migration failed\n");
+        _exit(1);
+    }
+    if (!misbehaves("paused"))
+        set_running(q, true);
+    say_status(q, "completed");
+    q->incoming = false;
+}
+
+static void fake_command(struct fake *q, const json_t *command)
+{
+    const char *what = json_string_value(json_object_get(command, "execute"));
+    json_int_t id = json_integer_value(json_object_get(command, "id"));
+
+    if (!what || json_object_get(command, "void")) {
+        reply(q, id, "\"error\": {\"desc\": \"QMP input member 'void' is unexpected\"}");
+    } else if (strcmp(what, "migrate") == 0) {
+        fake_migrate(q, id);
+    } else if (strcmp(what, "migrate-incoming") == 0) {
+        fake_migrate_incoming(q, id);
+    } else if (strcmp(what, "migrate_cancel") == 0) {
+        reply(q, id, "\"return\": {}");
+        if (!misbehaves("hang"))
+            say_status(q, "cancelled");
+    } else if (strcmp(what, "query-migrate") == 0) {
+        reply(q, id,
+              misbehaves("blocked") ? "\"return\": {\"blocked-reasons\": [\"device y\"]}"
+                                    : "\"return\": {\"error-desc\": \"no luck\"}");
+    } else if (strcmp(what, "cont") == 0 && misbehaves("cont-late") && q->conts++ < 3) {
+        reply(q, id, "\"error\": {\"desc\": \"Migration is not finalized yet\"}");
+    } else if (strcmp(what, "cont") == 0 && misbehaves("cont-never")) {
+        reply(q, id, "\"error\": {\"desc\": \"never\"}");
+    } else {
+        if (strcmp(what, "cont") == 0)
+            set_running(q, true);
+        reply(q, id, "\"return\": {}");
+    }
+}
+
+/* Reads one byte, with the descriptor that may come along. */
+static char fake_read(struct fake *q)
+{
+    union {
+        char bytes[CMSG_SPACE(sizeof(int))];
+        struct cmsghdr align;
+    } control;
+    char c;
+    struct iovec iov = {&c, 1};
+    struct msghdr msg = {.msg_iov = &iov,
+                         .msg_iovlen = 1,
+                         .msg_control = control.bytes,
+                         .msg_controllen = sizeof(control.bytes)};
+    struct cmsghdr *cmsg;
+
+    if (recvmsg(q->qmp, &msg, MSG_CMSG_CLOEXEC) != 1)
+        _exit(0); /* the driver is gone */
+    cmsg = CMSG_FIRSTHDR(&msg);
+    if (cmsg)
+        memcpy(&q->fd, CMSG_DATA(cmsg), sizeof(q->fd));
+    return c;
+}
+
+static int play_qemu(int argc, char **argv)
+{
+    struct fake q = {.fd = -1};
+    char text[4096];
+    size_t n = 0;
+    int depth = 0;
+
+    if (misbehaves("stillborn")) {
+        fprintf(stderr, "fake: Property 'pc.ram' not found\n");
+        return 1;
+    }
+    for (int i = 1; i < argc; i++)
+        q.incoming |= strcmp(argv[i], "-incoming") == 0;
+    q.qmp = accept(QMP_LISTEN_FD, NULL, NULL);
+    say(&q, "{\"QMP\": {\"version\": {}, \"capabilities\": []}}\r\n");
+    for (;;) {
+        char c = fake_read(&q);
+
+        if (n + 1 == sizeof(text))
+            return 8;
+        text[n++] = c;
+        depth += c == '{' ? 1 : c == '}' ? -1 : 0; /* our commands have no braces in strings */
+        if (depth == 0 && c == '}') {
+            json_auto_t *command = json_loadb(text, n, 0, NULL);
+
+            fake_command(&q, command);
+            n = 0;
+        }
+    }
+}
+
+#endif
