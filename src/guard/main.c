@@ -12,6 +12,7 @@
 #include "base/cleanup.h"
 #include "guard/guard.h"
 #include "host/preflight.h"
+#include "host/records.h"
 #include "io/log.h"
 #include "io/vm_json.h"
 #include "standby/standby.h"
@@ -35,6 +36,8 @@ struct process {
     struct guard *guard;
     struct standby_shell *standby;
     sd_event_source *switch_source; /* standby -> guard, from the loop */
+    bool refused;                   /* the VM was not started */
+    char vm[VM_NAME_MAX];
     struct takeover takeover;
 };
 
@@ -63,7 +66,10 @@ static void say_ready(struct process *p, const char *error)
 
 static void on_started(void *user, const char *refused)
 {
-    say_ready(user, refused);
+    struct process *p = user;
+
+    p->refused = refused != NULL;
+    say_ready(p, refused);
 }
 
 /* ---- roles ---- */
@@ -114,21 +120,6 @@ static int load_record(const char *path, struct vm_spec *ret_spec, struct err *e
     return r;
 }
 
-/* The machine type is pinned now: what the record says from here on is what runs. */
-static int save_record(const char *path, const struct vm_spec *spec, struct err *err)
-{
-    char temporary[VM_PATH_MAX + 100];
-    json_t *json = vm_json_from_spec(spec);
-    int r = 0;
-
-    (void)snprintf(temporary, sizeof(temporary), "%s.new", path);
-    if (!json || json_dump_file(json, temporary, JSON_INDENT(2)) < 0 ||
-        rename(temporary, path) < 0)
-        r = err_sys(err, -errno ? -errno : -EIO, "%s", path);
-    json_decref(json);
-    return r;
-}
-
 static int run_preflight(struct vm_spec *spec, const struct host_config *config, struct err *err)
 {
     return preflight_vm(spec, config, hyp, err);
@@ -137,7 +128,14 @@ static int run_preflight(struct vm_spec *spec, const struct host_config *config,
 static int run_preflight_standby(struct vm_spec *spec, const struct host_config *config,
                                  struct err *err)
 {
-    return preflight_standby(spec, config, hyp, err);
+    int r = preflight_standby(spec, config, hyp, err);
+
+    if (r >= 0) {
+        /* What this host had to say of the VM from an earlier role is history. */
+        record_remove(config, spec->name);
+        ended_remove(config, spec->name);
+    }
+    return r;
 }
 
 static int start_primary(struct process *p, struct err *err)
@@ -157,10 +155,11 @@ static int start_primary(struct process *p, struct err *err)
     r = load_record(p->options.vm, spec, err);
     if (r < 0)
         return r;
+    (void)snprintf(p->vm, sizeof(p->vm), "%s", spec->name);
     log_setup(p->config.name, spec->name);
     r = run_preflight(spec, &p->config, err);
     if (r >= 0)
-        r = save_record(p->options.vm, spec, err);
+        r = record_write(&p->config, spec, err); /* the machine type is pinned now */
     if (r >= 0)
         r = serve_control(p, spec->name, err);
     if (r >= 0)
@@ -177,12 +176,10 @@ static int start_primary(struct process *p, struct err *err)
 static void record_takeover(struct process *p)
 {
     struct vm_spec *spec = &p->takeover.body->spec;
-    char path[VM_PATH_MAX + 80];
     struct err err;
 
     (void)snprintf(spec->protect.standby, sizeof(spec->protect.standby), "%s", p->takeover.from);
-    (void)snprintf(path, sizeof(path), "%s/vms/%s.json", p->config.state_dir, spec->name);
-    if (save_record(path, spec, &err) < 0)
+    if (record_write(&p->config, spec, &err) < 0)
         log_error("its record is not kept: %s", err.text);
 }
 
@@ -236,6 +233,7 @@ static int start_standby(struct process *p, struct err *err)
     };
     int r;
 
+    (void)snprintf(p->vm, sizeof(p->vm), "%s", p->options.vm);
     log_setup(p->config.name, p->options.vm);
     r = serve_control(p, p->options.vm, err);
     if (r >= 0)
@@ -338,6 +336,7 @@ int main(int argc, char **argv)
     struct err err = {.text = ""};
     int r;
 
+    argp_err_exit_status = 2;
     if (argp_parse(&argp, argc, argv, 0, NULL, &p.options))
         return 2;
     r = run(&p, &err);
@@ -345,6 +344,8 @@ int main(int argc, char **argv)
         log_error("%s", err.text);
         say_ready(&p, err.text);
     }
+    if (p.guard && r == GUARD_STOPPED && !p.refused)
+        record_remove(&p.config, p.vm); /* by an order or by the guest itself: it is over */
     standby_free(p.standby);
     guard_free(p.guard);
     control_server_close(p.control);

@@ -115,6 +115,7 @@ int main(int argc, char **argv)
     struct err err;
     int r;
 
+    argp_err_exit_status = 2;
     if (argp_parse(&argp, argc, argv, 0, NULL, &config_option))
         return 2;
     umask(0077);

@@ -109,6 +109,7 @@ int main(int argc, char **argv)
     struct err err = {""};
     int r;
 
+    argp_err_exit_status = 2;
     argp_parse(&argp, argc, argv, 0, NULL, &options);
     log_setup("witness", "");
     r = run(&options, &err);
