@@ -51,8 +51,8 @@ const char *host_config_path(const char *option);
 
 /* Reads a configuration file; path as from host_config_path(). 0, or -errno with file, line and
  * reason. Blocks on the disk. */
-int host_config_load(const char *path, struct host_config *ret_config, struct err *err)
-    US_MUST_CHECK;
+int host_config_load(const char *path, struct host_config *ret_config,
+                     struct err *err) US_MUST_CHECK;
 
 /* As host_config_load(), from a text; `file` names it in errors. */
 int host_config_parse(const char *text, size_t n_text, const char *file,

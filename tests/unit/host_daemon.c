@@ -70,6 +70,7 @@ static bool is_up(const struct fixture *f)
     json_t *answer;
     struct err err;
 
+    assert_int_equal(waitpid(f->daemon, NULL, WNOHANG), 0);
     if (ask_json(f, json_pack("{s:s}", "command", "ping"), &answer, &err) < 0)
         return false;
     json_decref(answer);
@@ -593,7 +594,9 @@ int main(int argc, char **argv)
 
     if (argc != 3)
         return 2;
-    understudyd = argv[1];
-    fake_guard = argv[2];
+    understudyd = realpath(argv[1], NULL); /* the configuration wants whole paths */
+    fake_guard = realpath(argv[2], NULL);
+    if (!understudyd || !fake_guard)
+        return 2;
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
