@@ -20,6 +20,8 @@ enum {
     FEED_SOCKET_BYTES = 1 << 21,
 };
 
+static const char incoming_arguments[] = "{\"uri\":\"fd:r\"}";
+
 void vm_feed_done(struct vm_feed *feed)
 {
     feed->source = sd_event_source_disable_unref(feed->source);
@@ -42,10 +44,11 @@ int vm_prepare_restore(struct hyp_vm *vm, const struct qmp_wait *wait, struct er
     theirs = fds[1];
     /* Best effort, needs privilege: the whole state then fits at once. */
     (void)setsockopt(ours, SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof(size));
-    r = qmp_call(vm->qmp, "getfd", "{\"fdname\":\"restore\"}", theirs, wait, NULL, err);
+    r = qmp_call(vm->qmp, "getfd", "{\"fdname\":\"r\"}", theirs, wait, NULL, err);
     if (r < 0)
         return r;
     vm->feed.fd = take_fd(&ours);
+    qmp_prepare(vm->qmp, "migrate-incoming", incoming_arguments);
     return 0;
 }
 
@@ -111,8 +114,7 @@ int vm_restore(struct hyp_vm *vm, const struct hyp_state *state, struct err *err
         return err_sys(err, -ENOMEM, "a device state of %zu bytes", state->n_bytes);
     memcpy(copy, state->bytes, state->n_bytes);
     vm->migration = VM_MIGRATION_ACTIVE;
-    r = qmp_send(vm->qmp, "migrate-incoming", "{\"uri\":\"fd:restore\"}", -1, on_migrate_incoming,
-                 vm);
+    r = qmp_send(vm->qmp, "migrate-incoming", incoming_arguments, -1, on_migrate_incoming, vm);
     if (r < 0)
         return err_sys(err, r, "QMP migrate-incoming");
     vm->feed.bytes = take_ptr(copy);
