@@ -366,11 +366,13 @@ static void on_seeded(struct primary *p, struct actions *out)
     actions_add(out, ACT_GATE_HOLD);
 }
 
-static void on_protect(struct primary *p, const char *host, uint64_t now)
+static void on_protect(struct primary *p, const char *host, uint64_t now, struct actions *out)
 {
+    bool other = strcmp(p->wanted, host) != 0;
+
     copy_name(p->wanted, host);
-    if (p->state == PRIMARY_SOLO && p->link == LINK_NONE)
-        p->connect_at_ns = now;
+    if (p->state == PRIMARY_SOLO && (p->link == LINK_NONE || other))
+        drop_link(p, WIRE_BYE_STOPPED, now, out); /* also an attempt to reach another host */
 }
 
 static void on_unprotect(struct primary *p, uint64_t now, struct actions *out)
@@ -469,7 +471,7 @@ void primary_step(struct primary *p, const struct primary_event *ev, uint64_t no
         on_seeded(p, out);
         break;
     case PEV_PROTECT:
-        on_protect(p, ev->u.host, now);
+        on_protect(p, ev->u.host, now, out);
         break;
     case PEV_UNPROTECT:
         on_unprotect(p, now, out);
