@@ -77,6 +77,12 @@ void arbiter_give_up(struct world *w, uint8_t proc)
     p->ask = 0;
 }
 
+void arbiter_take_up(struct world *w, const struct event *ev)
+{
+    arbiter_give_up(w, ev->proc);
+    w->arbiter.asks[ev->arg].given_up = ev->type == EV_ARB_TIMEOUT;
+}
+
 static void answer(struct world *w, uint32_t i)
 {
     const struct ask *ask = &w->arbiter.asks[i];

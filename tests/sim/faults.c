@@ -76,6 +76,7 @@ static void setup_load(struct world *w, bool busy)
     s->step_mean_ns = rng_log(w, 500 * NS_PER_US, (busy ? 3 : 6) * NS_PER_MS);
     s->frame_rate = (unsigned)rng_range(w, busy ? 350000 : 150000, 700000);
     s->seeds = (unsigned)rng_range(w, 1, 6);
+    s->seed_ahead = rng_chance(w, 300000);
     s->interval_min_ns = rng_log(w, NS_PER_MS, 8 * NS_PER_MS);
     s->interval_max_ns = rng_log(w, 20 * NS_PER_MS, 200 * NS_PER_MS);
     s->max_in_flight = (unsigned)rng_range(w, 1, 8);
@@ -264,6 +265,7 @@ bool fault_midway(struct world *w, unsigned host)
 void fault_single(struct world *w)
 {
     uint64_t for_ns = rng_range(w, 800 * NS_PER_MS, 3 * NS_PER_S);
+    unsigned i;
 
     if (w->now_ns > 5 * NS_PER_S) {
         world_fail(w, "no fault at all, and the VM is not protected");
@@ -299,8 +301,12 @@ void fault_single(struct world *w)
     case SINGLE_FREEZE:
         host_freeze(w, 0, for_ns);
         break;
-    default:
+    case SINGLE_FREEZE_STANDBY:
         proc_freeze(w, proc_id(1, ROLE_STANDBY), for_ns);
+        break;
+    default:
+        for (i = 0; i < w->n_hosts; i++)
+            host_freeze(w, i, for_ns / 8 + 300 * NS_PER_MS);
         break;
     }
 }

@@ -255,7 +255,7 @@ void cut_seed(struct world *w, unsigned host)
         send_epoch(w, host, g->last_seed, term, base, g->vm.state);
         world_post(w, w->now_ns + rng_log(w, NS_PER_MS, 30 * NS_PER_MS), EV_SEED,
                    proc_id(host, ROLE_GUARD), 0);
-    } else if (g->core.committed >= g->last_seed) {
+    } else if (w->setup.seed_ahead || g->core.committed >= g->last_seed) {
         g->seeding = false;
         guard_simple_step(w, host, PEV_SEEDED);
     }

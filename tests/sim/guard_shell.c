@@ -67,6 +67,9 @@ static void note_transition(struct world *w, unsigned host, const struct action 
     TRACE(w, "%s guard: %s -> %s: %s (term %llu, epoch %llu)", host_names[host], from, to,
           a->u.trace.why, (unsigned long long)p->record.term,
           (unsigned long long)p->next_epoch - 1);
+    if (strcmp(to, "seeding") == 0 && strcmp(p->peer, p->wanted) != 0)
+        world_fail(w, "%s copies the VM to %s, but '%s' is wanted", host_names[host], p->peer,
+                   p->wanted);
     if (strcmp(to, "isolated") == 0)
         cover(w, COVER_ISOLATED);
     if (strcmp(from, "isolated") == 0 && strcmp(to, "solo") == 0)
@@ -399,12 +402,12 @@ static void on_arbiter(struct world *w, unsigned host, const struct event *ev)
     struct proc *p = &w->hosts[host].proc[ROLE_GUARD];
     struct ask *ask = &w->arbiter.asks[ev->arg];
 
-    if (p->ask != ev->arg + 1)
+    if (p->ask == ev->arg + 1)
+        arbiter_take_up(w, ev);
+    else if (ev->type == EV_ARB_TIMEOUT)
         return;
-    arbiter_give_up(w, ev->proc);
     answer.u.answer.id = ask->id;
     if (ev->type == EV_ARB_REPLY) {
-        ask->given_up = false;
         answer.u.answer.status = ask->reply.status;
         answer.u.answer.current = ask->reply.current;
         if (ask->reply.status == WIRE_ARB_CONFLICT &&

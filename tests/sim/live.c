@@ -113,6 +113,8 @@ void live_verdict(struct world *w)
         world_fail(w, "one fault, and no frame gets out any more");
     else if (single == SINGLE_ARBITER && t->left_protected)
         world_fail(w, "the arbiter alone failed, and protection was lost");
+    else if (single == SINGLE_FREEZE_ALL && t->left_protected)
+        world_fail(w, "all stood still together, and protection was lost");
     fault_heal(w);
 }
 

@@ -357,6 +357,7 @@ enum single {
     SINGLE_ARBITER,
     SINGLE_FREEZE,
     SINGLE_FREEZE_STANDBY,
+    SINGLE_FREEZE_ALL, /* as when a laptop sleeps */
     SINGLES,
 };
 
@@ -378,6 +379,7 @@ struct setup {
     uint64_t step_mean_ns;
     unsigned frame_rate;
     unsigned seeds;
+    bool seed_ahead; /* seeding counts as done once all is sent, not acknowledged */
     uint64_t interval_min_ns, interval_max_ns;
     unsigned max_in_flight;
 };
@@ -490,6 +492,9 @@ void arbiter_crash(struct world *w, uint64_t down_ns);
 void arbiter_up(struct world *w);
 /* The process waits for no answer any more. */
 void arbiter_give_up(struct world *w, uint8_t proc);
+/* The answer to the process's open question, or none, is here. Answers to questions that were given
+ * up reach the machines too, though src/io/arbiter_client.h keeps them back: ids must do. */
+void arbiter_take_up(struct world *w, const struct event *ev);
 
 /* ---- vm.c ---- */
 

@@ -396,12 +396,12 @@ static void on_arbiter(struct world *w, unsigned host, const struct event *ev)
     struct proc *p = &w->hosts[host].proc[ROLE_STANDBY];
     struct ask *ask = &w->arbiter.asks[ev->arg];
 
-    if (p->ask != ev->arg + 1)
+    if (p->ask == ev->arg + 1)
+        arbiter_take_up(w, ev);
+    else if (ev->type == EV_ARB_TIMEOUT)
         return;
-    arbiter_give_up(w, ev->proc);
     answer.u.answer.id = ask->id;
     if (ev->type == EV_ARB_REPLY) {
-        ask->given_up = false;
         answer.u.answer.status = ask->reply.status;
         answer.u.answer.current = ask->reply.current;
     }
