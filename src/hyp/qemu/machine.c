@@ -124,8 +124,10 @@ int qemu_check_version(const char *emulator, struct err *err)
     int version;
     int r = spawn_capture(argv, ANSWER_TIMEOUT_NS, text, sizeof(text), err);
 
-    if (r < 0)
+    if (r < 0) {
+        err_prefix(err, "emulator");
         return r;
+    }
     if (qemu_parse_version(text, &version) < 0)
         return err_set(err, -EINVAL, "%s is not QEMU", emulator);
     if (version < VERSION_MIN)

@@ -47,18 +47,20 @@ static int resolve_accel(struct vm_spec *spec, struct err *err)
     if (strcmp(spec->accel, "kvm") != 0 && strcmp(spec->accel, "tcg") != 0)
         return err_set(err, -EINVAL, "accel %s: kvm and tcg are known", spec->accel);
     if (strcmp(spec->accel, "tcg") == 0 && strncmp(spec->cpu_model, "host", 4) == 0)
-        return err_set(err, -EINVAL, "cpu model %s needs kvm, which this host does not offer",
+        return err_set(err, -EINVAL, "cpu model %s needs kvm, but the accelerator is tcg",
                        spec->cpu_model);
     return 0;
 }
 
 static int check_files(const struct vm_spec *spec, struct err *err)
 {
-    const char *const paths[] = {spec->kernel, spec->initrd, spec->firmware};
+    const struct {
+        const char *what, *path;
+    } files[] = {{"kernel", spec->kernel}, {"initrd", spec->initrd}, {"firmware", spec->firmware}};
 
-    for (size_t i = 0; i < sizeof(paths) / sizeof(paths[0]); i++) {
-        if (paths[i][0] && access(paths[i], R_OK) < 0)
-            return err_sys(err, -errno, "%s", paths[i]);
+    for (size_t i = 0; i < sizeof(files) / sizeof(files[0]); i++) {
+        if (files[i].path[0] && access(files[i].path, R_OK) < 0)
+            return err_sys(err, -errno, "%s %s", files[i].what, files[i].path);
     }
     return 0;
 }

@@ -167,5 +167,6 @@ int spawn_capture(char *const argv[], uint64_t timeout_ns, char *ret_output, siz
     if (status == 0)
         return 0;
     spawn_describe(status, text, sizeof(text));
-    return err_set(err, -EIO, "%s %s: %s: %.200s", argv[0], argv[1], text, ret_output);
+    return err_set(err, -EIO, "%s %s: %s: %.*s", argv[0], argv[1], text,
+                   (int)strcspn(ret_output, "\n"), ret_output);
 }
