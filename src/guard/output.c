@@ -126,8 +126,10 @@ bool output_full(const struct output *o)
 
 void output_drop(struct output *o)
 {
+    o->announce_timer = sd_event_source_disable_unref(o->announce_timer);
     o->dropped += frame_queue_drop_all(o->queue);
     o->full = false;
+    update_watches(o);
 }
 
 static void forward_inbound(struct port_watch *w)

@@ -38,7 +38,7 @@ bool output_waits(const struct output *o);
 /* True while the queue is full and the guest's sockets are not read. */
 bool output_full(const struct output *o);
 
-/* Drops everything held: the VM is not ours any more. */
+/* Drops everything held and ends announcements: the VM is not ours any more. */
 void output_drop(struct output *o);
 
 /* Tells the network where the VM is now, several times over the next second. */
