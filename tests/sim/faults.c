@@ -105,7 +105,7 @@ void faults_setup(struct world *w, enum profile profile)
     s->lost_reply = (unsigned)rng_log(w, 1000, 100000);
     s->late_ask = (unsigned)rng_log(w, 10000, 300000);
     s->arb_error = (unsigned)rng_log(w, 1000, 50000);
-    s->slow_copy = (unsigned)rng_log(w, 1000, 40000);
+    s->slow_copy = (unsigned)rng_log(w, 1000, 400000);
     if (profile == PROFILE_NETWORK || profile == PROFILE_EVERYTHING)
         s->spike = (unsigned)rng_log(w, 500, 10000);
     if (profile == PROFILE_FREEZE || profile == PROFILE_EVERYTHING)
