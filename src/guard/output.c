@@ -71,31 +71,28 @@ static void on_guest_frame(void *user, const uint8_t *bytes, uint32_t n_bytes)
         o->newest_stamp = o->gate->open_epoch;
 }
 
-static void take_port(struct output *o, uint32_t i)
+/* Returns true when there may be more. */
+static bool take_batch(struct output *o, uint32_t i)
 {
-    int n;
+    unsigned max = room(o);
+    int n = max ? netport_read_guest(o->body->ports[i], max, on_guest_frame, &o->watch[i]) : 0;
 
-    do {
-        unsigned max = room(o);
-
-        o->full = max == 0;
-        n = o->full ? 0
-                    : netport_read_guest(o->body->ports[i], max, on_guest_frame, &o->watch[i]);
-        if (n < 0) {
-            log_error("nics[%u]: no more frames from the guest: error %d", i, -n);
-            (void)sd_event_source_set_enabled(o->watch[i].guest, SD_EVENT_OFF);
-        }
-        if (n < (int)max)
-            break;
-    } while (n > 0);
+    if (n < 0) {
+        log_error("nics[%u]: no more frames from the guest: error %d", i, -n);
+        (void)sd_event_source_set_enabled(o->watch[i].guest, SD_EVENT_OFF);
+    }
+    o->full = room(o) == 0;
+    return n == (int)max && !o->full;
 }
 
 void output_take(struct output *o)
 {
     uint32_t i;
 
-    for (i = 0; i < o->body->spec.n_nics; i++)
-        take_port(o, i);
+    for (i = 0; i < o->body->spec.n_nics; i++) {
+        while (take_batch(o, i))
+            ;
+    }
     update_watches(o);
 }
 
@@ -144,8 +141,9 @@ static int on_guest(sd_event_source *source, int fd, uint32_t events, void *user
 {
     struct port_watch *w = user;
 
+    /* One batch, so that a guest that sends without end delays neither its frames nor others. */
     if (events & (EPOLLIN | EPOLLERR))
-        take_port(w->output, w->nic);
+        (void)take_batch(w->output, w->nic);
     if (events & EPOLLOUT)
         forward_inbound(w);
     output_flush(w->output);
