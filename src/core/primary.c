@@ -18,8 +18,9 @@ _Static_assert(sizeof(state_names) / sizeof(state_names[0]) == PRIMARY_LOST + 1,
 #define TO(state) (1u << (state))
 static const unsigned permitted[] = {
     [PRIMARY_STARTING] = TO(PRIMARY_SOLO) | TO(PRIMARY_STOPPED),
-    [PRIMARY_SOLO] = TO(PRIMARY_SEEDING) | TO(PRIMARY_STOPPING),
-    [PRIMARY_SEEDING] = TO(PRIMARY_SOLO) | TO(PRIMARY_ARMING) | TO(PRIMARY_STOPPING),
+    [PRIMARY_SOLO] = TO(PRIMARY_SEEDING) | TO(PRIMARY_STOPPING) | TO(PRIMARY_LOST),
+    [PRIMARY_SEEDING] = TO(PRIMARY_SOLO) | TO(PRIMARY_ARMING) | TO(PRIMARY_STOPPING) |
+                        TO(PRIMARY_LOST),
     [PRIMARY_ARMING] = TO(PRIMARY_SOLO) | TO(PRIMARY_PAIRING) | TO(PRIMARY_ISOLATED) |
                        TO(PRIMARY_STOPPING),
     [PRIMARY_PAIRING] = TO(PRIMARY_PROTECTED) | TO(PRIMARY_ISOLATED) | TO(PRIMARY_STOPPING) |
@@ -98,6 +99,8 @@ static void ask_again(struct primary *p, struct actions *out)
 {
     switch (p->state) {
     case PRIMARY_STARTING:
+    case PRIMARY_SOLO:
+    case PRIMARY_SEEDING:
         ask_get(p, out);
         break;
     case PRIMARY_PAIRING:
@@ -140,7 +143,7 @@ static void enter_solo(struct primary *p, const char *why, uint64_t now, struct 
     p->pair_term = 0;
     p->arm_epoch = 0;
     p->asking = false;
-    p->ask_at_ns = CORE_NEVER;
+    p->ask_at_ns = now + p->timing.look_ns;
     actions_add(out, ACT_GATE_FLOW);
     drop_link(p, WIRE_BYE_STOPPED, p->wanted[0] ? now + p->timing.reprotect_ns : CORE_NEVER, out);
 }
@@ -238,6 +241,27 @@ static void on_conflict(struct primary *p, struct actions *out)
         ask_again(p, out); /* an earlier question of ours was carried out: go on from there */
 }
 
+static void enter_arming(struct primary *p, struct actions *out)
+{
+    set_state(p, PRIMARY_ARMING, "seeded", out);
+    p->ask_at_ns = CORE_NEVER;
+    p->pair_term = p->record.term + 1;
+    actions_add(out, ACT_GATE_HOLD);
+}
+
+/* The register was read. */
+static void on_looked(struct primary *p, uint64_t now, struct actions *out)
+{
+    if (p->state == PRIMARY_STARTING)
+        start_judge(p, out);
+    else if (strcmp(p->record.owner, p->self) != 0)
+        enter_lost(p, "another host owns the VM", 0, out); /* somebody has seized it */
+    else if (p->state == PRIMARY_SEEDING && p->seeded)
+        enter_arming(p, out);
+    else
+        p->ask_at_ns = now + p->timing.look_ns;
+}
+
 static void on_answer(struct primary *p, const struct primary_event *ev, uint64_t now,
                       struct actions *out)
 {
@@ -254,7 +278,7 @@ static void on_answer(struct primary *p, const struct primary_event *ev, uint64_
     got = p->asked_for.term == 0; /* it was a GET */
     p->record = ev->u.answer.current;
     if (got)
-        start_judge(p, out);
+        on_looked(p, now, out);
     else if (arb_record_equal(&p->record, &p->asked_for))
         on_swapped(p, now, out);
     else
@@ -311,6 +335,7 @@ static void on_link_ready(struct primary *p, const struct primary_event *ev, uin
     p->peer_seen_ns = now;
     if (p->state == PRIMARY_SOLO && !ev->u.ready.resumed) {
         set_state(p, PRIMARY_SEEDING, "the standby is ready", out);
+        p->seeded = false;
         actions_add(out, ACT_SEED);
     } else if (p->state == PRIMARY_ISOLATED && ev->u.ready.resumed &&
                ev->u.ready.term == p->pair_term && ev->u.ready.epoch >= p->committed &&
@@ -361,9 +386,10 @@ static void on_seeded(struct primary *p, struct actions *out)
 {
     if (p->state != PRIMARY_SEEDING)
         return;
-    set_state(p, PRIMARY_ARMING, "seeded", out);
-    p->pair_term = p->record.term + 1;
-    actions_add(out, ACT_GATE_HOLD);
+    /* Not before the arbiter has answered: without it there would be no way back from ARMING. */
+    p->seeded = true;
+    if (!p->asking)
+        ask_get(p, out);
 }
 
 static void on_protect(struct primary *p, const char *host, uint64_t now, struct actions *out)
@@ -407,7 +433,6 @@ static void on_vm_died(struct primary *p, struct actions *out)
         /* The standby may take over: the record is left to it. */
         enter_lost(p, "the hypervisor died", WIRE_BYE_VM_DIED, out);
     } else {
-        p->vm_died = true;
         on_stop(p, out);
     }
 }
@@ -544,6 +569,7 @@ void primary_init_takeover(struct primary *p, const char *self, const struct cor
     init(p, self, timing);
     p->state = PRIMARY_SOLO;
     p->record = *record;
+    p->ask_at_ns = 0; /* a first look at once */
     p->next_epoch = epoch + 1;
     p->committed = epoch;
 }

@@ -25,6 +25,10 @@
  * under which it may take over before the swap solo -> paired is asked for. From ARMING on, frames
  * are released by acknowledgements alone, until the register says {we, solo} again.
  *
+ * While the register says solo it is looked at now and then, so that an owner who was replaced by an
+ * operator's force finds out, and once more before ARMING: a VM whose arbiter does not answer is not
+ * made mute for the sake of a pair that could not be recorded.
+ *
  * Once an epoch with the pair term was cut, that term may be known to a standby, and must never be
  * given to another copy: an armed primary that gives up leaves through ISOLATED too, whose swap
  * uses the term up (and tells the standby that its copy is worthless).
@@ -83,7 +87,7 @@ struct primary {
     uint64_t ask_at_ns;          /* not asking: when to ask (again); CORE_NEVER = nothing to ask */
     uint64_t start_deadline_ns;
     bool arbiter_silent; /* the last question got no answer */
-    bool vm_died;        /* STOPPING: the VM is gone already */
+    bool seeded;         /* SEEDING: all is there, the register is being looked at */
 };
 
 enum primary_event_type {

@@ -16,7 +16,7 @@ _Static_assert(sizeof(state_names) / sizeof(state_names[0]) == STANDBY_VOID + 1,
 static const unsigned permitted[] = {
     [STANDBY_RECEIVING] = TO(STANDBY_READY) | TO(STANDBY_VOID),
     [STANDBY_READY] = TO(STANDBY_CLAIMING) | TO(STANDBY_VOID),
-    [STANDBY_CLAIMING] = TO(STANDBY_READY) | TO(STANDBY_ACTIVE) | TO(STANDBY_VOID),
+    [STANDBY_CLAIMING] = TO(STANDBY_ACTIVE) | TO(STANDBY_VOID),
     [STANDBY_ACTIVE] = 0,
     [STANDBY_VOID] = 0,
 };
@@ -234,11 +234,6 @@ void standby_step(struct standby *s, const struct standby_event *ev, uint64_t no
         break;
     case SEV_LINK_RESUMED:
         on_link_resumed(s, now);
-        if (s->state == STANDBY_CLAIMING && !s->claimed) {
-            set_state(s, STANDBY_READY, "the primary is back", out);
-            s->asking = false;
-            s->ask_at_ns = CORE_NEVER;
-        }
         break;
     case SEV_LINK_LOST:
         on_link_lost(s, now, out);

@@ -9,12 +9,11 @@
 
 /* The standby of one VM, for one session with its primary.
  *
- *   RECEIVING --(an epoch with a pair term is whole)--> READY --(primary silent, failover)--> CLAIMING
- *       |                                                 ^                                    |   |
- *       | link lost                                       '--(link resumed, nothing asked)-----'   |
- *       v                                                                                          |
- *      VOID <------------------(the record has moved on)-------------------------------------------+
- *                                                                       ACTIVE <--(swap succeeded)-'
+ *   RECEIVING --(an epoch with a pair term is whole)--> READY
+ *       |                                                 |
+ *       | link lost                                       | primary silent, its VM died, failover ordered
+ *       v                                                 v
+ *      VOID <------(the record has moved on)--------- CLAIMING --(swap succeeded)--> ACTIVE
  *
  * Its right to take over is the pair term of its newest whole epoch: it may swap exactly the record
  * {term, primary, paired, self} to {term + 1, self, solo}, and activates only when it knows that

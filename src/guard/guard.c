@@ -17,6 +17,7 @@ enum {
     ARBITER_RETRY_MS = 100,
     RESUME_MS = 200,
     REPROTECT_MS = 1000,
+    LOOK_MS = 5000,
     START_MS = 10000,
 };
 
@@ -268,6 +269,7 @@ static void setup_timing(const struct host_config *config, struct core_timing *r
         .arb_retry_ns = ARBITER_RETRY_MS * NS_PER_MS,
         .resume_ns = RESUME_MS * NS_PER_MS,
         .reprotect_ns = REPROTECT_MS * NS_PER_MS,
+        .look_ns = LOOK_MS * NS_PER_MS,
         .start_ns = START_MS * NS_PER_MS,
     };
 }

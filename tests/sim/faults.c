@@ -45,6 +45,7 @@ static void setup_timing(struct world *w, bool vary)
         .arb_retry_ns = 100 * NS_PER_MS,
         .resume_ns = 200 * NS_PER_MS,
         .reprotect_ns = 300 * NS_PER_MS,
+        .look_ns = NS_PER_S,
         .start_ns = 5 * NS_PER_S,
     };
 
