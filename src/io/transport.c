@@ -74,7 +74,7 @@ static const struct transport_ops tcp_ops = {
 struct transport *transport_tcp_new(int fd)
 {
     struct transport_tcp *t = calloc(1, sizeof(*t));
-    int one = 1, zero = 0;
+    int one = 1, zero = 0, stuck_ms = 3000;
 
     if (!t) {
         close(fd);
@@ -84,6 +84,7 @@ struct transport *transport_tcp_new(int fd)
     t->fd = fd;
     /* A UNIX socket does not know these: no harm. */
     (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &stuck_ms, sizeof(stuck_ms));
     (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &zero, sizeof(zero));
     return &t->base;
 }
