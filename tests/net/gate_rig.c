@@ -10,6 +10,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "io/tap.h"
+
 enum { MTU = 9000, LOOP_ROUNDS_MAX = 10000, HEADER_MAX = 44 };
 
 static const uint8_t neighbour[6] = {0x52, 0x54, 0x00, 0x99, 0x99, 0x99};
@@ -53,6 +55,7 @@ struct gate_rig rig;
 static struct {
     char dir[32], hyp_path[NICS][64], guard_path[NICS][64];
     int hyp_fd[NICS];
+    unsigned port[NICS]; /* device numbers of the taps */
     struct {
         uint8_t nic, kind;
     } log[LOG_FRAMES];
@@ -129,8 +132,10 @@ void rig_hear(void)
     memcpy(frame + 6, neighbour, 6);
     lan_write(frame, sizeof(frame));
     own.n_said++;
-    while (own.n_heard[0] < own.n_said || own.n_heard[1] < own.n_said)
+    for (int i = 0; own.n_heard[0] < own.n_said || own.n_heard[1] < own.n_said; i++) {
+        assert_true(i < LOOP_ROUNDS_MAX);
         assert_true(sd_event_run(rig.body.event, WAIT_MS * 1000) > 0);
+    }
 }
 
 /* ---- the guard ---- */
@@ -167,16 +172,28 @@ void rig_flow(void)
 
 /* ---- what leaves ---- */
 
-void rig_expect_frame(enum lan_place place, const uint8_t *bytes, size_t n_bytes, const char *what)
+/* Returns the port at which it was seen. */
+static unsigned expect_frame_at(enum lan_place place, const uint8_t *bytes, size_t n_bytes,
+                                const char *what)
 {
     static uint8_t frame[LAN_FRAME_MAX];
-    size_t n = lan_read(place, WAIT_MS, frame);
+    unsigned port;
+    size_t n = lan_read(place, WAIT_MS, frame, &port);
 
     if (!n)
         fail_msg("%s of %zu bytes did not leave", what, n_bytes);
     if (n != n_bytes || memcmp(frame, bytes, n) != 0)
         fail_msg("a frame of %zu bytes and type %02x%02x left instead of %s of %zu", n, frame[12],
                  frame[13], what, n_bytes);
+    return port;
+}
+
+void rig_expect_frame(unsigned nic, bool at_wire, const uint8_t *bytes, size_t n_bytes,
+                      const char *what)
+{
+    assert_int_equal(expect_frame_at(LAN_PORTS, bytes, n_bytes, what), own.port[nic]);
+    if (at_wire)
+        (void)expect_frame_at(LAN_WIRE, bytes, n_bytes, what);
 }
 
 void rig_expect_left(uint32_t n)
@@ -188,12 +205,10 @@ void rig_expect_left(uint32_t n)
         uint32_t n_bytes = make_frame(rig.n_left, frame);
 
         assert_true(rig.n_left < rig.n_sent);
-        rig_expect_frame(LAN_PORTS, frame, n_bytes, kind->what);
-        if (!kind->stays)
-            rig_expect_frame(LAN_WIRE, frame, n_bytes, kind->what);
+        rig_expect_frame(own.log[rig.n_left].nic, !kind->stays, frame, n_bytes, kind->what);
     }
     for (enum lan_place place = LAN_PORTS; place <= LAN_WIRE; place++) {
-        size_t more = lan_read(place, 0, frame);
+        size_t more = lan_read(place, 0, frame, NULL);
 
         if (more)
             fail_msg("a frame of %zu bytes and type %02x%02x left, too", more, frame[12],
@@ -240,11 +255,14 @@ static void start_nic(unsigned nic)
                                     .hyp_path = own.hyp_path[nic],
                                     .guard_path = own.guard_path[nic]};
     struct sockaddr_un hyp = {.sun_family = AF_UNIX};
+    char name[IFNAMSIZ];
     struct err err = {""};
 
     memcpy(config.mac, guest_mac[nic], 6);
     if (netport_open(&config, &rig.body.ports[nic], &err) < 0)
         fail_msg("%s", err.text);
+    tap_name("web", nic, name);
+    own.port[nic] = if_nametoindex(name);
     memcpy(hyp.sun_path, own.hyp_path[nic], strlen(own.hyp_path[nic]));
     own.hyp_fd[nic] = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     assert_int_equal(bind(own.hyp_fd[nic], (struct sockaddr *)&hyp, sizeof(hyp)), 0);
@@ -268,7 +286,7 @@ int rig_open(void **state)
     if (output_new(&rig.body, &rig.gate, &rig.output, &err) < 0)
         fail_msg("%s", err.text);
     for (enum lan_place place = LAN_PORTS; place <= LAN_WIRE; place++) {
-        while (lan_read(place, 0, frame)) /* what a test before that failed did not read */
+        while (lan_read(place, 0, frame, NULL)) /* what a test before that failed did not read */
             ;
     }
     rig_hear();

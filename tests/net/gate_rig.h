@@ -67,8 +67,9 @@ void rig_cut(void);
 void rig_commit(uint64_t epoch);
 void rig_flow(void);
 
-/* This frame left next, at that place. */
-void rig_expect_frame(enum lan_place place, const uint8_t *bytes, size_t n_bytes, const char *what);
+/* This frame of that NIC left next, and reached the wire if it does that. */
+void rig_expect_frame(unsigned nic, bool at_wire, const uint8_t *bytes, size_t n_bytes,
+                      const char *what);
 
 /* The next n frames of the log have left, and nothing else. */
 void rig_expect_left(uint32_t n);

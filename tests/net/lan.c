@@ -11,7 +11,6 @@
 #include <poll.h>
 #include <sched.h>
 #include <stdbool.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -44,18 +43,23 @@ static void bring_up(const char *name)
     assert_int_equal(ioctl(lan.sock, SIOCSIFFLAGS, &req), 0);
 }
 
-/* So that whatever passes comes from the code under test. */
-static void silence(const char *name)
+static void set(const char *path, char value)
 {
-    char path[100];
-    int fd;
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
 
-    (void)snprintf(path, sizeof(path), "/proc/sys/net/ipv6/conf/%s/disable_ipv6", name);
-    fd = open(path, O_WRONLY | O_CLOEXEC);
     if (fd < 0)
-        return; /* no IPv6 here */
-    assert_int_equal(write(fd, "1", 1), 1);
+        return; /* this kernel has no such thing */
+    assert_int_equal(write(fd, &value, 1), 1);
     close(fd);
+}
+
+/* So that whatever passes comes from the code under test: no IPv6, and no IGMP reports, which a
+ * bridge sends for the group of all snoopers (RFC 4286). */
+static void silence_host(void)
+{
+    set("/proc/sys/net/ipv6/conf/all/disable_ipv6", '1');
+    set("/proc/sys/net/ipv6/conf/default/disable_ipv6", '1');
+    set("/proc/sys/net/ipv4/igmp_link_local_mcast_reports", '0');
 }
 
 static void open_wire(int mtu)
@@ -65,7 +69,6 @@ static void open_wire(int mtu)
     lan.wire_fd = open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC);
     wire.ifr_flags = IFF_TAP | IFF_NO_PI;
     assert_int_equal(ioctl(lan.wire_fd, TUNSETIFF, &wire), 0);
-    silence("wire");
     wire.ifr_mtu = mtu;
     assert_int_equal(ioctl(lan.sock, SIOCSIFMTU, &wire), 0);
     wire.ifr_qlen = WIRE_FRAMES;
@@ -91,9 +94,9 @@ void lan_open(int mtu)
     struct ifreq bridge = interface("br0");
 
     assert_int_equal(unshare(CLONE_NEWNET), 0);
+    silence_host();
     lan.sock = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     assert_int_equal(ioctl(lan.sock, SIOCBRADDBR, "br0"), 0);
-    silence("br0");
     open_wire(mtu);
     lan.not_ports[0] = (int)if_nametoindex("lo");
     lan.not_ports[1] = (int)if_nametoindex("br0");
@@ -132,7 +135,7 @@ static size_t put_back_tag(struct msghdr *msg, uint8_t *frame, size_t n)
     return n;
 }
 
-static size_t read_sniffer(uint8_t *frame)
+static size_t read_sniffer(uint8_t *frame, unsigned *ret_port)
 {
     union {
         struct cmsghdr align;
@@ -155,25 +158,29 @@ static size_t read_sniffer(uint8_t *frame)
             return 0;
         for (size_t i = 0; i < N_OF(lan.not_ports); i++)
             port = port && from.sll_ifindex != lan.not_ports[i];
-        if (port)
-            return put_back_tag(&msg, frame, (size_t)n);
+        if (!port)
+            continue;
+        *ret_port = (unsigned)from.sll_ifindex;
+        return put_back_tag(&msg, frame, (size_t)n);
     }
 }
 
-size_t lan_read(enum lan_place place, int wait_ms, uint8_t frame[static LAN_FRAME_MAX])
+size_t lan_read(enum lan_place place, int wait_ms, uint8_t frame[static LAN_FRAME_MAX],
+                unsigned *ret_port)
 {
     struct pollfd p = {.fd = place == LAN_WIRE ? lan.wire_fd : lan.sniffer_fd, .events = POLLIN};
+    unsigned port = 0;
     ssize_t n;
 
     do {
         if (place == LAN_PORTS)
-            n = (ssize_t)read_sniffer(frame);
+            n = (ssize_t)read_sniffer(frame, &port);
         else
             n = read(lan.wire_fd, frame, LAN_FRAME_MAX);
-        if (n > 0)
-            return (size_t)n;
-    } while (poll(&p, 1, wait_ms) == 1);
-    return 0;
+    } while (n <= 0 && poll(&p, 1, wait_ms) == 1);
+    if (ret_port)
+        *ret_port = port;
+    return n > 0 ? (size_t)n : 0;
 }
 
 void lan_write(const uint8_t *frame, size_t n_bytes)
