@@ -8,8 +8,7 @@ import os
 import random
 import time
 
-import rig
-from rig import Failure, Ledger, Rig, Tap, expect, wait_for
+from rig import Ledger, Rig, Tap, expect, protected_vm, wait_for
 
 tap = Tap()
 FAILOVERS = int(os.environ.get("FAILOVERS", "20"))
@@ -32,10 +31,7 @@ def random_moments():
     moments = random.Random(SEED)
     primary, outages = "hosta", []
     print(f"# FAILOVER_SEED={SEED}")
-    with Rig("failover") as lab:
-        lab.start_vm(keeper_mib=32, keeper_rate=40)
-        ledger = Ledger(lab, interval_ms=5, gap_ms=80)
-        ledger.wait_connected()
+    with protected_vm("failover", vm={"keeper_mib": 32, "keeper_rate": 40}) as (lab, ledger):
         for _ in range(FAILOVERS):
             standby = other(primary)
             lab.wait_state(primary, "protected", 40)

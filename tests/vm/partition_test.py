@@ -5,7 +5,7 @@ output that could be rolled back, never silence about lost protection."""
 
 import time
 
-from rig import Ledger, Rig, Tap, expect, wait_for
+from rig import Rig, Tap, expect, protected_vm, wait_for
 
 tap = Tap()
 
@@ -38,10 +38,7 @@ def count_frames(lab, seconds):
 def link_between_hosts_cut():
     """the link between the hosts is cut: the primary goes solo, connections live, then it is
     protected again"""
-    with Rig("cut") as lab:
-        lab.start_vm()
-        ledger = Ledger(lab, interval_ms=5)
-        ledger.wait_connected()
+    with protected_vm("cut") as (lab, ledger):
         lab.lab("cut", "hosta", "hostb")
         lab.wait_state("hosta", "solo", 5)
         expect(lab.cli("hosta", "status").returncode == 3, "status hides that web is unprotected")
@@ -57,10 +54,7 @@ def link_between_hosts_cut():
 @tap.test
 def isolated():
     """both links are cut: no frame leaves; the VM goes on when the standby is back"""
-    with Rig("isolated") as lab:
-        lab.start_vm()
-        ledger = Ledger(lab, interval_ms=5)
-        ledger.wait_connected()
+    with protected_vm("isolated") as (lab, ledger):
         lab.lab("cut", "hosta", "witness")
         lab.lab("cut", "hostb", "witness")
         lab.lab("cut", "hosta", "hostb")
@@ -84,10 +78,7 @@ def isolated():
 @tap.test
 def isolated_until_the_arbiter_is_back():
     """isolated, then only the arbiter is back: the primary goes solo and the connection lives"""
-    with Rig("arbiter") as lab:
-        lab.start_vm()
-        ledger = Ledger(lab, interval_ms=5)
-        ledger.wait_connected()
+    with protected_vm("arbiter") as (lab, ledger):
         lab.lab("cut", "hosta", "witness")
         lab.lab("cut", "hosta", "hostb")
         lab.lab("cut", "hostb", "witness")
@@ -101,10 +92,7 @@ def isolated_until_the_arbiter_is_back():
 @tap.test
 def witness_dead():
     """the witness dies and comes back: a protected VM does not notice"""
-    with Rig("witness") as lab:
-        lab.start_vm()
-        ledger = Ledger(lab, interval_ms=5)
-        ledger.wait_connected()
+    with protected_vm("witness") as (lab, ledger):
         lab.lab("crash", "witness")
         time.sleep(1)  # long enough for every time-out to strike, if one did
         expect(lab.state("hosta") == "protected", "the witness's death cost the protection")
@@ -117,10 +105,7 @@ def witness_dead():
 @tap.test
 def frozen_primary():
     """a primary frozen for longer than the time-outs finds another owner and destroys its VM"""
-    with Rig("frozen") as lab:
-        lab.start_vm()
-        ledger = Ledger(lab, interval_ms=5)
-        ledger.wait_connected()
+    with protected_vm("frozen") as (lab, ledger):
         before = lab.status("hosta")
         lab.lab("freeze", "hosta")
         lab.wait_state("hostb", "solo", 10)
@@ -143,10 +128,7 @@ def frozen_primary():
 @tap.test
 def frozen_standby():
     """a standby frozen and thawed finds the record moved on and discards its copy"""
-    with Rig("slow") as lab:
-        lab.start_vm()
-        ledger = Ledger(lab, interval_ms=5)
-        ledger.wait_connected()
+    with protected_vm("slow") as (lab, ledger):
         lab.lab("freeze", "hostb")
         lab.wait_state("hosta", "solo", 5)
         lab.lab("thaw", "hostb")
@@ -158,10 +140,7 @@ def frozen_standby():
 @tap.test
 def orders():
     """failover, unprotect, protect, stop: what an operator orders happens, the rest is refused"""
-    with Rig("orders") as lab:
-        lab.start_vm()
-        ledger = Ledger(lab, interval_ms=5)
-        ledger.wait_connected()
+    with protected_vm("orders") as (lab, ledger):
         expect(lab.cli("hosta", "failover", "web").returncode == 1, "failover on the primary")
         expect(lab.cli("hosta", "start", lab.vm_file()).returncode == 1, "a second start")
         lab.must("hosta", "unprotect", "web")
@@ -184,10 +163,7 @@ def orders():
 @tap.test
 def isolated_means_mute():
     """while the primary is isolated, not one frame of the guest is on the LAN, of any kind"""
-    with Rig("mute") as lab:
-        lab.start_vm(keeper_rate=0)
-        ledger = Ledger(lab, interval_ms=5)
-        ledger.wait_connected()
+    with protected_vm("mute", vm={"keeper_rate": 0}) as (lab, ledger):
         expect(count_frames(lab, 1) > 0, "the sniffer hears nothing of a guest that talks")
         lab.lab("cut", "hosta", "witness")
         lab.lab("cut", "hosta", "hostb")

@@ -4,7 +4,7 @@
 
 import os
 
-from rig import Ledger, Rig, Tap
+from rig import Tap, protected_vm
 
 tap = Tap()
 EMULATOR = os.environ.get("QEMU10", "")
@@ -13,10 +13,8 @@ EMULATOR = os.environ.get("QEMU10", "")
 @tap.test
 def failover_and_back():
     """a VM under QEMU 10.0 survives two host deaths"""
-    with Rig("qemu10", emulator=EMULATOR) as lab:
-        lab.start_vm(machine="pc-q35-10.0", cpus=2, nics=2)
-        ledger = Ledger(lab, interval_ms=5)
-        ledger.wait_connected()
+    vm = {"machine": "pc-q35-10.0", "cpus": 2, "nics": 2}
+    with protected_vm("qemu10", vm, emulator=EMULATOR) as (lab, ledger):
         primary, standby = "hosta", "hostb"
         for _ in range(2):
             lab.wait_state(primary, "protected", 40)

@@ -5,6 +5,7 @@ hosts and a witness, real guests, and clients of what those serve.
 Everything waits for events, with a bound; nothing sleeps for luck. `with Rig(...)` leaves nothing
 behind, whatever happens inside."""
 
+import contextlib
 import json
 import os
 import re
@@ -248,6 +249,17 @@ class Rig:
         expect(figures.get("corrupt") == "0" and int(figures.get("verified", 0)) > 0,
                f"memory keeper: {answer}")
         return answer
+
+
+@contextlib.contextmanager
+def protected_vm(name, vm=None, **rig_options):
+    """A protected VM with a client at its ledger: yields (rig, ledger)."""
+    with Rig(name, **rig_options) as lab:
+        lab.start_vm(**(vm or {}))
+        lab.wait_state("hosta", "protected", 40)
+        ledger = Ledger(lab, interval_ms=5, gap_ms=80)
+        ledger.wait_connected()
+        yield lab, ledger
 
 
 class Tap:
