@@ -4,13 +4,19 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 
 #include "base/cleanup.h"
+#include "io/log.h"
+
+enum { LEFTOVER_WAIT_MS = 5000 };
 
 /* The driver's callbacks go to whatever role is in charge now. */
 
@@ -73,14 +79,76 @@ static int make_dir(const char *path, struct err *err)
     return 0;
 }
 
+static void pid_path(const struct body *b, char *out, size_t n_out)
+{
+    (void)snprintf(out, n_out, "%s/hypervisor.pid", b->own_dir);
+}
+
+static void note_pid(const struct body *b)
+{
+    char path[VM_PATH_MAX + 100];
+    FILE *file;
+
+    pid_path(b, path, sizeof(path));
+    file = fopen(path, "we");
+    if (!file) {
+        log_warning("%s: %s", path, strerror(errno)); /* only a crash of ours needs it */
+        return;
+    }
+    fprintf(file, "%d\n", (int)b->ops->pid(b->vm));
+    fclose(file);
+}
+
+/* True when the process has our RAM file among its arguments: pids are used again. */
+static bool has_our_memory(const struct body *b, pid_t pid)
+{
+    char path[32], args[16384];
+    FILE *file;
+    size_t n;
+
+    (void)snprintf(path, sizeof(path), "/proc/%d/cmdline", (int)pid);
+    file = fopen(path, "re");
+    if (!file)
+        return false;
+    n = fread(args, 1, sizeof(args), file);
+    fclose(file);
+    return memmem(args, n, b->ram_path, strlen(b->ram_path)) != NULL;
+}
+
+/* A guard that crashed left its hypervisor behind: mute, since nobody moved its frames, but with the
+ * VM's memory. We hold the lock, so nobody needs it any more. */
+static void kill_leftover(const struct body *b)
+{
+    char path[VM_PATH_MAX + 100];
+    CLEANUP_FD int pidfd = -1;
+    struct pollfd gone;
+    FILE *file;
+    int pid = 0;
+
+    pid_path(b, path, sizeof(path));
+    file = fopen(path, "re");
+    if (!file)
+        return;
+    if (fscanf(file, "%d", &pid) != 1)
+        pid = 0;
+    fclose(file);
+    if (pid > 1)
+        pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+    if (pidfd < 0 || !has_our_memory(b, pid))
+        return;
+    log_warning("killing the hypervisor that a crashed guard left behind, pid %d", pid);
+    if (syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0) < 0)
+        return;
+    gone = (struct pollfd){.fd = pidfd, .events = POLLIN};
+    (void)poll(&gone, 1, LEFTOVER_WAIT_MS); /* late or not: its memory is unlinked next */
+}
+
 static int open_ram(struct body *b, struct err *err)
 {
     int r = make_dir(b->config->memory_dir, err);
 
     if (r < 0)
         return r;
-    (void)snprintf(b->ram_path, sizeof(b->ram_path), "%s/%s.ram", b->config->memory_dir,
-                   b->spec.name);
     (void)unlink(b->ram_path); /* a leftover: we hold the lock */
     b->ram_fd = open(b->ram_path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (b->ram_fd < 0)
@@ -157,10 +225,15 @@ static int body_start(struct body *b, bool incoming, struct err *err)
         (r = open_lock(b, dir, err)) < 0)
         return r;
     (void)snprintf(b->own_dir, sizeof(b->own_dir), "%s/%s", dir, b->spec.name);
+    (void)snprintf(b->ram_path, sizeof(b->ram_path), "%s/%s.ram", b->config->memory_dir,
+                   b->spec.name);
+    kill_leftover(b);
     if ((r = make_dir(b->own_dir, err)) < 0 || (r = open_ram(b, err)) < 0 ||
-        (r = open_ports(b, paths, err)) < 0)
+        (r = open_ports(b, paths, err)) < 0 ||
+        (r = b->ops->launch(&launch, &b->vm, err)) < 0)
         return r;
-    return b->ops->launch(&launch, &b->vm, err);
+    note_pid(b);
+    return 0;
 }
 
 int body_open(const struct host_config *config, const struct vm_spec *spec,

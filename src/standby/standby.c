@@ -197,7 +197,7 @@ void standby_look_at_receiver(struct standby_shell *s)
         standby_event(s, &ev);
     }
     if (report.error && s->core.link_up) {
-        log_info("data channel: %s", report.text);
+        log_info("%s", report.text);
         s->control_failed = true;
     }
 }
