@@ -18,7 +18,7 @@ enum action_type {
     ACT_TRACE,       /* a transition, for the log and the tests: u.trace */
     /* primary */
     ACT_VM_RUN,        /* first start: the VM may run now */
-    ACT_START_REFUSED, /* the register forbids a start: u.text */
+    ACT_START_REFUSED, /* the VM must not start, see the record: u.why */
     ACT_VM_DESTROY,    /* kill the VM, drop held frames; the machine is finished */
     ACT_LINK_CONNECT,  /* connect to the wanted standby: u.resume */
     ACT_SEED,          /* begin seeding over the new link */
@@ -29,7 +29,7 @@ enum action_type {
     /* standby */
     ACT_ACK,      /* acknowledge u.ack, then apply it */
     ACT_ACTIVATE, /* the VM is ours, under u.record: run it from the newest whole epoch */
-    ACT_DISCARD,  /* throw the copy away; the machine is finished: u.text */
+    ACT_DISCARD,  /* throw the copy away; the machine is finished: u.why */
 };
 
 struct action {
@@ -49,7 +49,7 @@ struct action {
             uint64_t epoch, term;
         } ack;
         struct arb_record record;
-        char text[160];
+        const char *why; /* a static string, for people */
     } u;
 };
 

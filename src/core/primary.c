@@ -2,8 +2,9 @@
 #include "core/primary.h"
 
 #include <assert.h>
-#include <stdio.h>
 #include <string.h>
+
+#include "core/name.h"
 
 static const char *const state_names[] = {
     [PRIMARY_STARTING] = "starting", [PRIMARY_SOLO] = "solo",
@@ -55,11 +56,6 @@ static void set_state(struct primary *p, enum primary_state state, const char *w
     p->state = state;
 }
 
-static void copy_name(char dst[static WIRE_NAME_BYTES], const char *src)
-{
-    (void)snprintf(dst, WIRE_NAME_BYTES, "%s", src); /* names were validated: never cut */
-}
-
 /* ---- questions to the arbiter ---- */
 
 static struct action *ask(struct primary *p, uint8_t op, struct actions *out)
@@ -89,8 +85,8 @@ static void ask_swap(struct primary *p, const char *owner, enum arb_mode mode, c
     a->u.ask.request.expected = p->record;
     wanted->term = p->record.term + 1;
     wanted->mode = (uint8_t)mode;
-    copy_name(wanted->owner, owner);
-    copy_name(wanted->standby, standby);
+    name_copy(wanted->owner, owner);
+    name_copy(wanted->standby, standby);
     p->asked_for = *wanted;
 }
 
@@ -172,34 +168,24 @@ static void enter_stopped(struct primary *p, const char *why, struct actions *ou
 
 static void start_refused(struct primary *p, const char *why, struct actions *out)
 {
-    struct action *a;
-
     set_state(p, PRIMARY_STOPPED, "start refused", out);
     p->asking = false;
     p->ask_at_ns = CORE_NEVER;
-    a = actions_add(out, ACT_START_REFUSED);
-    (void)snprintf(a->u.text, sizeof(a->u.text), "%s", why); /* cut at worst: for people */
+    actions_add(out, ACT_START_REFUSED)->u.why = why;
 }
 
 /* The record was read: may this host start the VM? */
 static void start_judge(struct primary *p, struct actions *out)
 {
     const struct arb_record *r = &p->record;
-    char why[160];
 
-    if (!p->seize && r->term && r->owner[0] && strcmp(r->owner, p->self) != 0) {
-        (void)snprintf(why, sizeof(why), "%s owns it (term %llu, %s): stop it there, or use --seize",
-                       r->owner, (unsigned long long)r->term,
-                       r->mode == ARB_PAIRED ? "paired" : "solo");
-        start_refused(p, why, out);
-    } else if (!p->seize && r->mode == ARB_PAIRED) {
-        (void)snprintf(why, sizeof(why),
-                       "%s may hold its running state (term %llu): fail over there, or use --seize",
-                       r->standby, (unsigned long long)r->term);
-        start_refused(p, why, out);
-    } else {
+    if (!p->seize && r->owner[0] && strcmp(r->owner, p->self) != 0)
+        start_refused(p, "another host owns it: stop it there, or use --seize", out);
+    else if (!p->seize && r->mode == ARB_PAIRED)
+        start_refused(p, "its standby may hold its running state: fail over there, or use --seize",
+                      out);
+    else
         ask_swap(p, p->self, ARB_SOLO, "", out);
-    }
 }
 
 /* ---- events ---- */
@@ -396,7 +382,7 @@ static void on_protect(struct primary *p, const char *host, uint64_t now, struct
 {
     bool other = strcmp(p->wanted, host) != 0;
 
-    copy_name(p->wanted, host);
+    name_copy(p->wanted, host);
     if (p->state == PRIMARY_SOLO && (p->link == LINK_NONE || other))
         drop_link(p, WIRE_BYE_STOPPED, now, out); /* also an attempt to reach another host */
 }
@@ -453,7 +439,7 @@ static void on_timer(struct primary *p, uint64_t now, struct actions *out)
     if (p->link == LINK_NONE && now >= p->connect_at_ns &&
         (p->state == PRIMARY_SOLO || p->state == PRIMARY_ISOLATED)) {
         if (p->state == PRIMARY_SOLO)
-            copy_name(p->peer, p->wanted);
+            name_copy(p->peer, p->wanted);
         p->link = LINK_CONNECTING;
         p->connect_at_ns = CORE_NEVER;
         actions_add(out, ACT_LINK_CONNECT)->u.resume = p->state == PRIMARY_ISOLATED;
@@ -545,7 +531,7 @@ uint64_t primary_cut(struct primary *p, uint64_t *ret_term)
 static void init(struct primary *p, const char *self, const struct core_timing *timing)
 {
     memset(p, 0, sizeof(*p));
-    copy_name(p->self, self);
+    name_copy(p->self, self);
     p->timing = *timing;
     p->next_epoch = 1;
     p->connect_at_ns = CORE_NEVER;
@@ -558,7 +544,7 @@ void primary_init_start(struct primary *p, const char *self, const struct core_t
     init(p, self, timing);
     p->state = PRIMARY_STARTING;
     p->seize = seize;
-    copy_name(p->wanted, wanted);
+    name_copy(p->wanted, wanted);
     p->start_deadline_ns = now + timing->start_ns;
     ask_get(p, out);
 }

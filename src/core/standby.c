@@ -2,8 +2,9 @@
 #include "core/standby.h"
 
 #include <assert.h>
-#include <stdio.h>
 #include <string.h>
+
+#include "core/name.h"
 
 static const char *const state_names[] = {
     [STANDBY_RECEIVING] = "receiving", [STANDBY_READY] = "ready", [STANDBY_CLAIMING] = "claiming",
@@ -53,12 +54,9 @@ static void drop_link(struct standby *s, uint16_t bye, struct actions *out)
 
 static void enter_void(struct standby *s, const char *why, struct actions *out)
 {
-    struct action *a;
-
     set_state(s, STANDBY_VOID, why, out);
     drop_link(s, WIRE_BYE_DISCARDED, out);
-    a = actions_add(out, ACT_DISCARD);
-    (void)snprintf(a->u.text, sizeof(a->u.text), "%s", why);
+    actions_add(out, ACT_DISCARD)->u.why = why;
 }
 
 /* ---- the register ---- */
@@ -70,12 +68,12 @@ static void claim_records(const struct standby *s, struct arb_record *ret_expect
     memset(ret_expected, 0, sizeof(*ret_expected));
     ret_expected->term = s->right;
     ret_expected->mode = ARB_PAIRED;
-    (void)snprintf(ret_expected->owner, sizeof(ret_expected->owner), "%s", s->primary);
-    (void)snprintf(ret_expected->standby, sizeof(ret_expected->standby), "%s", s->self);
+    name_copy(ret_expected->owner, s->primary);
+    name_copy(ret_expected->standby, s->self);
     memset(ret_wanted, 0, sizeof(*ret_wanted));
     ret_wanted->term = s->right + 1;
     ret_wanted->mode = ARB_SOLO;
-    (void)snprintf(ret_wanted->owner, sizeof(ret_wanted->owner), "%s", s->self);
+    name_copy(ret_wanted->owner, s->self);
 }
 
 /* Claims when the primary is silent or an operator says so, and only looks otherwise. */
@@ -278,8 +276,8 @@ void standby_init(struct standby *s, const char *self, const char *primary,
                   const struct core_timing *timing, uint64_t now)
 {
     memset(s, 0, sizeof(*s));
-    (void)snprintf(s->self, sizeof(s->self), "%s", self);
-    (void)snprintf(s->primary, sizeof(s->primary), "%s", primary);
+    name_copy(s->self, self);
+    name_copy(s->primary, primary);
     s->timing = *timing;
     s->state = STANDBY_RECEIVING;
     s->link_up = true;

@@ -66,6 +66,22 @@ static void run_vm(struct guard *g)
     }
 }
 
+static void refuse_start(struct guard *g, const char *why)
+{
+    const struct arb_record *r = &g->core.record;
+    char text[320];
+
+    if (!g->on_started)
+        return;
+    if (r->owner[0])
+        (void)snprintf(text, sizeof(text), "%s (%s owns it, term %llu, %s%s)", why, r->owner,
+                       (unsigned long long)r->term, r->mode == ARB_PAIRED ? "paired with " : "solo",
+                       r->standby);
+    else
+        (void)snprintf(text, sizeof(text), "%s", why);
+    g->on_started(g->user, text);
+}
+
 static void trace(struct guard *g, const struct action *a)
 {
     log_info("%s -> %s: %s (term %llu, epoch %llu)%s%s", a->u.trace.from, a->u.trace.to,
@@ -94,8 +110,7 @@ static void act(struct guard *g, struct action *a)
         run_vm(g);
         break;
     case ACT_START_REFUSED:
-        if (g->on_started)
-            g->on_started(g->user, a->u.text);
+        refuse_start(g, a->u.why);
         finish(g);
         break;
     case ACT_VM_DESTROY:

@@ -159,7 +159,7 @@ static void act(struct standby_shell *s, struct action *a)
         activate(s, &a->u.record);
         break;
     case ACT_DISCARD:
-        standby_finish(s, a->u.text);
+        standby_finish(s, a->u.why);
         break;
     default: /* the primary's */
         break;

@@ -119,8 +119,8 @@ static void destroy_vm(struct world *w, unsigned host)
 
 static void start_refused(struct world *w, unsigned host, const struct action *a)
 {
-    TRACE(w, "%s guard: start refused: %s", host_names[host], a->u.text);
-    cover(w, strstr(a->u.text, "does not answer") ? COVER_START_TIMEOUT : COVER_START_REFUSED);
+    TRACE(w, "%s guard: start refused: %s", host_names[host], a->u.why);
+    cover(w, strstr(a->u.why, "does not answer") ? COVER_START_TIMEOUT : COVER_START_REFUSED);
     guard_exit(w, host);
 }
 
