@@ -72,10 +72,10 @@ static int open_lock(struct body *b, const char *dir, struct err *err)
     return 0;
 }
 
-static int make_dir(const char *path, struct err *err)
+static int make_own_dir(const struct body *b, struct err *err)
 {
-    if (mkdir(path, 0700) < 0 && errno != EEXIST)
-        return err_sys(err, -errno, "%s", path);
+    if (mkdir(b->own_dir, 0700) < 0 && errno != EEXIST)
+        return err_sys(err, -errno, "%s", b->own_dir);
     return 0;
 }
 
@@ -145,10 +145,6 @@ static void kill_leftover(const struct body *b)
 
 static int open_ram(struct body *b, struct err *err)
 {
-    int r = make_dir(b->config->memory_dir, err);
-
-    if (r < 0)
-        return r;
     (void)unlink(b->ram_path); /* a leftover: we hold the lock */
     b->ram_fd = open(b->ram_path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (b->ram_fd < 0)
@@ -221,14 +217,14 @@ static int body_start(struct body *b, bool incoming, struct err *err)
     int r;
 
     (void)snprintf(dir, sizeof(dir), "%s/vms", b->config->run_dir);
-    if ((r = make_dir(b->config->run_dir, err)) < 0 || (r = make_dir(dir, err)) < 0 ||
-        (r = open_lock(b, dir, err)) < 0)
+    r = open_lock(b, dir, err);
+    if (r < 0)
         return r;
     (void)snprintf(b->own_dir, sizeof(b->own_dir), "%s/%s", dir, b->spec.name);
     (void)snprintf(b->ram_path, sizeof(b->ram_path), "%s/%s.ram", b->config->memory_dir,
                    b->spec.name);
     kill_leftover(b);
-    if ((r = make_dir(b->own_dir, err)) < 0 || (r = open_ram(b, err)) < 0 ||
+    if ((r = make_own_dir(b, err)) < 0 || (r = open_ram(b, err)) < 0 ||
         (r = open_ports(b, paths, err)) < 0 ||
         (r = b->ops->launch(&launch, &b->vm, err)) < 0)
         return r;

@@ -31,7 +31,7 @@ struct body {
 };
 
 /* Opens everything and starts the hypervisor: stopped (incoming false), or waiting for a restore.
- * The RAM file is new and empty. Blocks as ops->launch. The caller owns *ret_body; config, event
+ * The configuration's directories must exist. The RAM file is new and empty. Blocks as ops->launch. The caller owns *ret_body; config, event
  * and callbacks are borrowed. -EBUSY: another process of this host has the VM. */
 int body_open(const struct host_config *config, const struct vm_spec *spec,
               const struct hyp_ops *ops, sd_event *event, bool incoming,

@@ -6,7 +6,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -88,15 +87,9 @@ static void on_request(void *user, struct control_request *req)
 
 static int serve_control(struct process *p, const char *vm, struct err *err)
 {
-    char path[VM_PATH_MAX + 80];
+    char path[RECORD_PATH_MAX];
 
-    (void)snprintf(path, sizeof(path), "%s", p->config.run_dir);
-    if (mkdir(path, 0700) < 0 && errno != EEXIST)
-        return err_sys(err, -errno, "%s", path);
-    (void)snprintf(path, sizeof(path), "%s/vms", p->config.run_dir);
-    if (mkdir(path, 0700) < 0 && errno != EEXIST)
-        return err_sys(err, -errno, "%s", path);
-    (void)snprintf(path, sizeof(path), "%s/vms/%s.sock", p->config.run_dir, vm);
+    vm_socket_path(&p->config, vm, path);
     return control_server_new(p->event, path, on_request, p, &p->control, err);
 }
 
@@ -316,6 +309,9 @@ static int run(struct process *p, struct err *err)
     if (r < 0)
         return r;
     log_setup(p->config.name, "");
+    r = records_prepare(&p->config, err);
+    if (r < 0)
+        return r;
     sigemptyset(&signals);
     sigaddset(&signals, SIGPIPE);
     sigaddset(&signals, SIGCHLD);
