@@ -22,7 +22,6 @@ def failover_and_back():
             lab.wait_state(standby, "solo", 10)
             lab.check_keeper()
             lab.restart_host(primary)
-            lab.must(standby, "protect", "web", "--to", primary)
             primary, standby = standby, primary
         figures = ledger.check()
         return f"# longest gap {figures['max_gap_ms']:.0f} ms"

@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -67,18 +66,12 @@ class Ledger:
     def stop(self, seconds=30):
         """Ends it after the answers still due; returns its figures as a dict of floats."""
         if self.process.poll() is None:
-            pid = self.find()
-            if pid:
-                os.kill(pid, signal.SIGTERM)
+            self.process.terminate()  # `lab exec` has replaced itself by the client
         try:
             self.process.wait(seconds)
         except subprocess.TimeoutExpired as late:
             raise Failure(f"the ledger client hangs: {self.text()}") from late
         return self.result()
-
-    def find(self):
-        """`lab exec` replaces itself by the client: the pid is the same."""
-        return self.process.pid
 
     def result(self):
         last = [line for line in self.text().splitlines() if line.startswith("ledger: ops=")]
