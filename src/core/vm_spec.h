@@ -18,6 +18,8 @@ enum {
     VM_ARGS_MAX = 32,
     VM_ARG_LEN_MAX = 256,
     VM_BRIDGE_MAX = 16, /* IFNAMSIZ */
+    VM_DISKS_MAX = 8,
+    VM_SERIAL_BYTES = 21, /* virtio-blk's 20 and the NUL */
 };
 
 #define VM_PAGE_BYTES UINT64_C(4096)
@@ -25,6 +27,20 @@ enum {
 struct vm_nic {
     uint8_t mac[6];
     char bridge[VM_BRIDGE_MAX]; /* the bridge on the host that the NIC is plugged into */
+};
+
+/* What the guest is told of a cache in its disk. Either way the host's page cache is used. */
+enum vm_disk_cache {
+    VM_CACHE_WRITEBACK = 1, /* there is one; the guest flushes it, and may switch it off */
+    VM_CACHE_WRITETHROUGH,  /* there is none: each write is on stable storage when it is answered */
+};
+
+struct vm_disk {
+    char path[VM_PATH_MAX]; /* raw file or block device, the same on both hosts */
+    uint64_t size_bytes;    /* a multiple of 4096 */
+    char serial[VM_SERIAL_BYTES];
+    bool read_only;
+    enum vm_disk_cache cache;
 };
 
 /* What happens to the VM's frames while their epoch is not committed. */
@@ -37,6 +53,7 @@ struct vm_protect {
     uint64_t interval_min_ns;     /* shortest time between two cuts */
     uint64_t interval_max_ns;     /* longest time between two cuts */
     enum vm_output output;
+    uint64_t copy_rate_bytes; /* per second, for copying disks; 0 = no limit */
 };
 
 struct vm_spec {
@@ -52,6 +69,8 @@ struct vm_spec {
     char firmware[VM_PATH_MAX]; /* instead of kernel: a firmware image */
     uint32_t n_nics;
     struct vm_nic nics[VM_NICS_MAX];
+    uint32_t n_disks;
+    struct vm_disk disks[VM_DISKS_MAX];
     uint32_t n_qemu_args;
     char qemu_args[VM_ARGS_MAX][VM_ARG_LEN_MAX]; /* passed through untouched */
     struct vm_protect protect;

@@ -54,6 +54,11 @@ enum hyp_exit {
 };
 
 struct hyp_callbacks {
+    /* checkpoint: the vCPUs stand still. Disk requests may still be drained; the outcome follows. */
+    void (*on_stopped)(void *user);
+    /* guest_flushes: how many flushes the guest has had completed since launch, per disk
+     * (spec->n_disks entries; borrowed). NULL: it could not be found out. */
+    void (*on_guest_flushes)(void *user, const uint64_t *flushes);
     /* checkpoint: the VM stands still and its device state is complete. */
     void (*on_checkpoint)(void *user, const struct hyp_state *state,
                           const struct hyp_timing *timing);
@@ -78,6 +83,7 @@ struct hyp_launch {
     const char *ram_path;        /* RAM file of spec->memory_bytes; exists; borrowed */
     const char *emulator;        /* program to run, e.g. qemu-system-x86_64; borrowed */
     const struct hyp_nic_paths *nics; /* spec->n_nics entries; borrowed */
+    const char *const *disk_sockets;  /* NBD sockets, spec->n_disks entries; borrowed */
     bool incoming;               /* true: wait for restore(); false: start stopped, wait for resume() */
     sd_event *event;             /* borrowed for the life of the VM */
     const struct hyp_callbacks *callbacks; /* borrowed for the life of the VM */
@@ -121,6 +127,10 @@ struct hyp_ops {
     /* Counts dirty pages without marking them clean, giving up above `limit`: *ret_pages is then
      * limit + 1. Does not block. */
     int (*dirty_count)(struct hyp_vm *vm, uint64_t limit, uint64_t *ret_pages) US_MUST_CHECK;
+
+    /* Async (on_guest_flushes): asks a VM that stands still after a checkpoint how many flushes its guest had
+     * completed, not counting the hypervisor's own. */
+    int (*guest_flushes)(struct hyp_vm *vm, struct err *err) US_MUST_CHECK;
 
     /* Async (on_running | on_failure): lets a stopped VM run. */
     int (*resume)(struct hyp_vm *vm, struct err *err) US_MUST_CHECK;

@@ -29,8 +29,8 @@ enum {
     WIRE_TEXT_BYTES = 512,
     WIRE_HELLO_TEXT_BYTES = 64,
     WIRE_OFFER_BYTES_MAX = 256 * 1024,
-    WIRE_VERSION_MIN = 1, /* versions that this program speaks */
-    WIRE_VERSION_MAX = 1,
+    WIRE_VERSION_MIN = 2, /* versions that this program speaks */
+    WIRE_VERSION_MAX = 2,
     WIRE_FORMAT_BYTES = 80,
     WIRE_SESSION_BYTES = 16,
     WIRE_DIGEST_BYTES = 16,
@@ -39,6 +39,12 @@ enum {
     WIRE_STATE_PER_MSG = 1024 * 1024, /* bytes of device state before encoding, per message */
     WIRE_NICS_MAX = 8,
     WIRE_ADDRESSES_MAX = 32 * WIRE_NICS_MAX,
+    WIRE_DISKS_MAX = 8,
+    WIRE_RANGES_PER_MSG = 1024,
+    WIRE_DISK_PIECES_PER_MSG = 256,
+    WIRE_DISK_PIECE_BYTES = 1024 * 1024, /* bytes of data before encoding, per piece and per message */
+    WIRE_SYNC_ID_BYTES = 16,
+    WIRE_FRAME_BYTES_MAX = 65550, /* of one Ethernet frame, without its checksum */
 };
 
 #define WIRE_STATE_MAX    (UINT64_C(256) * 1024 * 1024) /* bytes of device state per epoch */
@@ -78,11 +84,14 @@ enum wire_type {
     WIRE_ACK = 5,
     WIRE_BYE = 6,
     WIRE_ADDRESSES = 7,
+    WIRE_DISK_RANGES = 8,
+    WIRE_FRAMES = 9,
     /* data */
     WIRE_EPOCH_BEGIN = 16,
     WIRE_PAGES = 17,
     WIRE_STATE = 18,
     WIRE_EPOCH_END = 19,
+    WIRE_DISK = 20,
     /* arbiter */
     WIRE_ARB_REQUEST = 32,
     WIRE_ARB_REPLY = 33,
@@ -110,10 +119,24 @@ struct wire_offer {
     uint32_t n_json;
 };
 
+/* What the standby has of a disk, before seeding. */
+enum wire_copy_state {
+    WIRE_COPY_EMPTY = 1,   /* all of it reads as zeros */
+    WIRE_COPY_KNOWN = 2,   /* as in the full copy `sync`, but for the ranges that were told before */
+    WIRE_COPY_UNKNOWN = 3, /* anything */
+};
+
+struct wire_disk_copy {
+    uint8_t state;                     /* enum wire_copy_state */
+    uint8_t sync[WIRE_SYNC_ID_BYTES];  /* KNOWN: id of the full copy; else 0 */
+};
+
 /* Standby to guard: the hypervisor waits. On a resumed session `epoch` (header) is the newest whole
  * epoch that is here, 0 if none. */
 struct wire_ready {
-    uint64_t term; /* the term that this copy's right to take over is tied to; 0 = none */
+    uint64_t term;   /* the term that this copy's right to take over is tied to; 0 = none */
+    uint8_t n_disks; /* as many as were offered; 0 on a resumed session */
+    struct wire_disk_copy disk[WIRE_DISKS_MAX];
 };
 
 /* Standby to guard: no, and why. */
@@ -123,7 +146,9 @@ struct wire_refuse {
 
 /* Standby to guard: every epoch up to and including the header's is whole, verified and here. */
 struct wire_ack {
-    uint64_t term; /* the pair term that the epoch carried */
+    uint64_t term;    /* the pair term that the epoch carried */
+    uint64_t durable; /* newest epoch whose disk records survive a loss of power here; 0 = none, at
+                       * most the header's epoch */
 };
 
 enum wire_bye_reason {
@@ -131,6 +156,7 @@ enum wire_bye_reason {
     WIRE_BYE_VM_DIED = 2,    /* guard: the hypervisor died; take over now */
     WIRE_BYE_TAKEN_OVER = 3, /* standby: I own the VM now */
     WIRE_BYE_DISCARDED = 4,  /* standby: my copy is worthless or too large to hold */
+    WIRE_BYE_SWITCHOVER = 5, /* guard: the VM stands still at the last acknowledged epoch; take over */
 };
 
 struct wire_bye {
@@ -153,8 +179,36 @@ struct wire_addresses {
     struct wire_address entry[WIRE_ADDRESSES_MAX];
 };
 
+enum wire_ranges_kind {
+    WIRE_RANGES_DIRTY = 1,  /* before READY: where a KNOWN copy may differ from its full copy */
+    WIRE_RANGES_DIFFER = 2, /* digests that did not match, up to the mark */
+};
+
+struct wire_range {
+    uint64_t offset, n_bytes; /* n_bytes is not 0; their sum does not overflow */
+};
+
+/* Standby to guard: ranges of a disk, in ascending order, without overlap. For DIFFER: all of a mark's
+ * answers for all disks have its number; the one with `last` ends it (its disk and n may be 0). */
+struct wire_disk_ranges {
+    uint8_t kind; /* enum wire_ranges_kind */
+    uint8_t disk; /* below WIRE_DISKS_MAX */
+    bool last;    /* DIFFER: the mark was reached, this is all; DIRTY: 0 */
+    uint64_t mark; /* DIFFER: its number; DIRTY: 0 */
+    uint32_t n;    /* 0..WIRE_RANGES_PER_MSG */
+    struct wire_range range[WIRE_RANGES_PER_MSG];
+};
+
+/* Guard to standby: a frame for the guest that came while it was being handed over. */
+struct wire_frames {
+    uint8_t nic; /* below WIRE_NICS_MAX */
+    uint32_t n_bytes; /* 14..WIRE_FRAME_BYTES_MAX */
+    const uint8_t *bytes; /* borrowed */
+};
+
 struct wire_epoch_begin {
     uint64_t pair_term; /* right to take over that this epoch gives; 0 while seeding */
+    bool flushed; /* the guest's disks were flushed in it: durable before it is acknowledged */
 };
 
 /* How one page (or one piece of device state) is encoded. */
@@ -177,6 +231,34 @@ struct wire_pages {
     struct wire_page page[WIRE_PAGES_PER_MSG];
 };
 
+/* One record of what happened to the disks (disk/log.h has their meaning), in order. They come after the
+ * epoch's pages and before its device state. */
+enum wire_disk_kind {
+    WIRE_DISK_WRITE = 1,
+    WIRE_DISK_ZERO = 2,
+    WIRE_DISK_DIGEST = 3,
+    WIRE_DISK_MARK = 4,
+};
+
+enum { WIRE_DISK_PUNCH = 1, WIRE_DISK_SYNC = 2 };
+
+struct wire_disk_piece {
+    uint8_t disk;     /* below WIRE_DISKS_MAX; 0 for a mark */
+    uint8_t kind;     /* enum wire_disk_kind */
+    uint8_t flags;    /* PUNCH with ZERO only, SYNC with MARK only */
+    uint8_t encoding; /* WRITE: raw or lz4; DIGEST: raw; else 0 */
+    uint64_t offset;  /* bytes; MARK: its number */
+    uint64_t n_range; /* bytes of the range, not 0, no overflow; WRITE: at most WIRE_DISK_PIECE_BYTES;
+                       * MARK: 0 */
+    uint32_t n_bytes; /* encoded data: n_range (raw write), 1..n_range-1 (lz4), 16 (digest), 0 */
+    const uint8_t *bytes; /* borrowed */
+};
+
+struct wire_disk {
+    uint32_t n; /* 1..WIRE_DISK_PIECES_PER_MSG */
+    struct wire_disk_piece piece[WIRE_DISK_PIECES_PER_MSG];
+};
+
 /* A piece of the device state; pieces come in order and without gaps. */
 struct wire_state {
     char format[WIRE_FORMAT_BYTES]; /* tag: 1 to 79 printable ASCII characters */
@@ -189,9 +271,10 @@ struct wire_state {
 };
 
 /* Closes an epoch. The digest covers, in order of sending: each page's number and decoded bytes,
- * then the device state (docs/protocol.md, "Digest"). */
+ * then the disk pieces, decoded, then the device state (docs/protocol.md, "Digest"). */
 struct wire_epoch_end {
     uint64_t n_pages;
+    uint64_t n_disk_pieces;
     uint64_t n_state_bytes;
     uint8_t digest[WIRE_DIGEST_BYTES]; /* XXH3-128, canonical (big-endian) form */
 };
@@ -238,8 +321,11 @@ struct wire_msg {
         struct wire_ack ack;
         struct wire_bye bye;
         struct wire_addresses addresses;
+        struct wire_disk_ranges disk_ranges;
+        struct wire_frames frames;
         struct wire_epoch_begin epoch_begin;
         struct wire_pages pages;
+        struct wire_disk disk;
         struct wire_state state;
         struct wire_epoch_end epoch_end;
         struct wire_arb_request arb_request;

@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef US_DISK_SERVER_H
+#define US_DISK_SERVER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "disk/image.h"
+#include "disk/journal.h"
+#include "disk/map.h"
+
+/* The NBD server of one VM: one UNIX socket per disk, one thread for all, and a few helper threads for what
+ * may wait long (reads that miss the page cache, flushes, FUA writes). Protocol: NBD fixed newstyle, simple
+ * replies (https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md). */
+
+struct disk_server;
+
+struct disk_server_disk {
+    struct image *image;      /* borrowed */
+    struct disk_map *map;     /* borrowed; NULL: no map is kept */
+    const char *socket_path;  /* made, mode 0600; a leftover is replaced; removed by close */
+    bool read_only;
+};
+
+/* What requests are let through. */
+enum disk_mode {
+    DISK_WAITING = 1, /* standby: reads; writes are refused (nobody should send any) */
+    DISK_HELD,        /* just taken over: writes and flushes wait */
+    DISK_OPEN,
+};
+
+/* Where the VM is in a checkpoint; decides what a flush means (docs/disks.md, "Flush"). */
+enum disk_phase {
+    DISK_RUNNING = 0,
+    DISK_STOPPING, /* a checkpoint was ordered: flushes are kept waiting */
+    DISK_STOPPED,  /* the vCPUs stand still: flushes are answered and counted as deferred */
+};
+
+/* Starts serving in the mode DISK_WAITING. journal is borrowed. */
+int disk_server_open(const struct disk_server_disk *disks, uint32_t n_disks, struct journal *journal,
+                     struct disk_server **ret_server, struct err *err) US_MUST_CHECK;
+/* Ends the threads and the sockets. NULL is allowed. */
+void disk_server_close(struct disk_server *s);
+
+void disk_server_mode(struct disk_server *s, enum disk_mode mode);
+/* Going back to RUNNING carries out, with a sync, flushes that are still kept waiting. */
+void disk_server_phase(struct disk_server *s, enum disk_phase phase);
+
+struct disk_flushes {
+    uint64_t synced;   /* flushes carried out with a sync since RUNNING began */
+    uint64_t deferred; /* answered without one */
+};
+/* Counts of one disk since the last change to RUNNING. */
+void disk_server_flushes(struct disk_server *s, uint32_t disk, struct disk_flushes *ret_flushes);
+
+/* Any thread but the server's own: takes the range of a disk, waiting for requests that overlap it
+ * to end; requests that come meanwhile wait. Short: hold it for one read. */
+void disk_server_lock(struct disk_server *s, uint32_t disk, uint64_t offset, uint64_t n_bytes);
+void disk_server_unlock(struct disk_server *s, uint32_t disk, uint64_t offset, uint64_t n_bytes);
+
+const struct image *disk_server_image(const struct disk_server *s, uint32_t disk);
+
+#endif
