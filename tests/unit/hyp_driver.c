@@ -79,8 +79,10 @@ static void on_exit_of_vm(void *user, enum hyp_exit how, const char *detail)
     note(f, EXIT);
 }
 
-static const struct hyp_callbacks callbacks = {on_checkpoint, on_running, on_failure,
-                                               on_exit_of_vm};
+static const struct hyp_callbacks callbacks = {.on_checkpoint = on_checkpoint,
+                                               .on_running = on_running,
+                                               .on_failure = on_failure,
+                                               .on_exit = on_exit_of_vm};
 
 static int setup(void **state)
 {
