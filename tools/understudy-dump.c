@@ -34,10 +34,24 @@ static const char *const encoding_names[] = {
     [WIRE_ENC_LZ4] = "lz4",
 };
 static const char *const bye_names[] = {
-    [WIRE_BYE_STOPPED] = "stopped",
-    [WIRE_BYE_VM_DIED] = "VM died",
-    [WIRE_BYE_TAKEN_OVER] = "taken over",
-    [WIRE_BYE_DISCARDED] = "discarded",
+    [WIRE_BYE_STOPPED] = "stopped",       [WIRE_BYE_VM_DIED] = "VM died",
+    [WIRE_BYE_TAKEN_OVER] = "taken over", [WIRE_BYE_DISCARDED] = "discarded",
+    [WIRE_BYE_SWITCHOVER] = "switchover",
+};
+static const char *const copy_names[] = {
+    [WIRE_COPY_EMPTY] = "empty",
+    [WIRE_COPY_KNOWN] = "known",
+    [WIRE_COPY_UNKNOWN] = "unknown",
+};
+static const char *const ranges_names[] = {
+    [WIRE_RANGES_DIRTY] = "dirty",
+    [WIRE_RANGES_DIFFER] = "differ",
+};
+static const char *const piece_names[] = {
+    [WIRE_DISK_WRITE] = "write",
+    [WIRE_DISK_ZERO] = "zero",
+    [WIRE_DISK_DIGEST] = "digest",
+    [WIRE_DISK_MARK] = "mark",
 };
 static const char *const status_names[] = {
     [WIRE_ARB_DONE] = "done",
@@ -56,14 +70,47 @@ static void print_record(const char *before, const struct arb_record *record)
                record->mode == ARB_PAIRED ? "paired" : "solo", record->owner, record->standby);
 }
 
+static void print_hex(const uint8_t *bytes, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        printf("%02x", bytes[i]);
+}
+
 static void print_hello(const struct wire_hello *h)
 {
     printf("hello versions %u-%u channel %s status %u resume %d features %#llx session ",
            h->version_min, h->version_max, NAME_OF(channel_names, h->channel), h->status, h->resume,
            (ull)h->features);
-    for (int i = 0; i < WIRE_SESSION_BYTES; i++)
-        printf("%02x", h->session[i]);
+    print_hex(h->session, sizeof(h->session));
     printf(" vm \"%s\" from \"%s\" text \"%s\"\n", h->vm, h->from, h->text);
+}
+
+static void print_ready(const struct wire_ready *ready)
+{
+    printf("ready term %llu disks %u:", (ull)ready->term, ready->n_disks);
+    for (uint32_t i = 0; i < ready->n_disks; i++) {
+        const struct wire_disk_copy *copy = &ready->disk[i];
+
+        printf(" %s", NAME_OF(copy_names, copy->state));
+        if (copy->state == WIRE_COPY_KNOWN) {
+            printf("/");
+            print_hex(copy->sync, sizeof(copy->sync));
+        }
+    }
+}
+
+static void print_disk_ranges(const struct wire_disk_ranges *ranges)
+{
+    printf("disk-ranges %s disk %u mark %llu%s %u:", NAME_OF(ranges_names, ranges->kind),
+           ranges->disk, (ull)ranges->mark, ranges->last ? " last" : "", ranges->n);
+    for (uint32_t i = 0; i < ranges->n; i++)
+        printf(" %llu+%llu", (ull)ranges->range[i].offset, (ull)ranges->range[i].n_bytes);
+}
+
+static void print_frames(const struct wire_frames *frames)
+{
+    printf("frames nic %u %u bytes, header ", frames->nic, frames->n_bytes);
+    print_hex(frames->bytes, WIRE_FRAME_BYTES_MIN);
 }
 
 static void print_addresses(const struct wire_addresses *addresses)
@@ -87,11 +134,35 @@ static void print_pages(const struct wire_pages *pages)
                NAME_OF(encoding_names, pages->page[i].encoding), pages->page[i].n_bytes);
 }
 
+static void print_disk_piece(const struct wire_disk_piece *p)
+{
+    if (p->kind == WIRE_DISK_MARK) {
+        printf(" {mark %llu%s}", (ull)p->offset, p->flags & WIRE_DISK_SYNC ? " sync" : "");
+        return;
+    }
+    printf(" {disk %u, %s%s %llu+%llu", p->disk, NAME_OF(piece_names, p->kind),
+           p->flags & WIRE_DISK_PUNCH ? " punch" : "", (ull)p->offset, (ull)p->n_range);
+    if (p->kind == WIRE_DISK_WRITE)
+        printf(" %s/%u", NAME_OF(encoding_names, p->encoding), p->n_bytes);
+    if (p->kind == WIRE_DISK_DIGEST) {
+        printf(" ");
+        print_hex(p->bytes, p->n_bytes);
+    }
+    printf("}");
+}
+
+static void print_disk(const struct wire_disk *disk)
+{
+    printf("disk %u:", disk->n);
+    for (uint32_t i = 0; i < disk->n; i++)
+        print_disk_piece(&disk->piece[i]);
+}
+
 static void print_epoch_end(const struct wire_epoch_end *end)
 {
-    printf("epoch-end pages %llu state %llu digest ", (ull)end->n_pages, (ull)end->n_state_bytes);
-    for (int i = 0; i < WIRE_DIGEST_BYTES; i++)
-        printf("%02x", end->digest[i]);
+    printf("epoch-end pages %llu disk pieces %llu state %llu digest ", (ull)end->n_pages,
+           (ull)end->n_disk_pieces, (ull)end->n_state_bytes);
+    print_hex(end->digest, sizeof(end->digest));
 }
 
 static void print_arb_request(const struct wire_arb_request *request)
@@ -116,13 +187,13 @@ static void print_msg(const struct wire_msg *m)
         printf("offer %.*s", (int)m->u.offer.n_json, m->u.offer.json);
         break;
     case WIRE_READY:
-        printf("ready term %llu", (ull)m->u.ready.term);
+        print_ready(&m->u.ready);
         break;
     case WIRE_REFUSE:
         printf("refuse \"%s\"", m->u.refuse.text);
         break;
     case WIRE_ACK:
-        printf("ack term %llu", (ull)m->u.ack.term);
+        printf("ack term %llu durable %llu", (ull)m->u.ack.term, (ull)m->u.ack.durable);
         break;
     case WIRE_BYE:
         printf("bye %s", NAME_OF(bye_names, m->u.bye.reason));
@@ -130,11 +201,21 @@ static void print_msg(const struct wire_msg *m)
     case WIRE_ADDRESSES:
         print_addresses(&m->u.addresses);
         break;
+    case WIRE_DISK_RANGES:
+        print_disk_ranges(&m->u.disk_ranges);
+        break;
+    case WIRE_FRAMES:
+        print_frames(&m->u.frames);
+        break;
     case WIRE_EPOCH_BEGIN:
-        printf("epoch-begin pair term %llu", (ull)m->u.epoch_begin.pair_term);
+        printf("epoch-begin pair term %llu%s", (ull)m->u.epoch_begin.pair_term,
+               m->u.epoch_begin.flushed ? " flushed" : "");
         break;
     case WIRE_PAGES:
         print_pages(&m->u.pages);
+        break;
+    case WIRE_DISK:
+        print_disk(&m->u.disk);
         break;
     case WIRE_STATE:
         printf("state %s %llu+%u of %llu %s/%u", m->u.state.format, (ull)m->u.state.offset,

@@ -54,10 +54,26 @@ struct heartbeat_form {
 };
 WIRE_FORM(heartbeat_form, 24);
 
-struct term_form { /* READY, ACK and EPOCH_BEGIN */
+/* READY: this, then n copy_forms. */
+struct ready_form {
     struct le64 term;
+    uint8_t n;
+    uint8_t zero[7];
 };
-WIRE_FORM(term_form, 8);
+WIRE_FORM(ready_form, 16);
+
+struct copy_form {
+    uint8_t state;
+    uint8_t zero[7];
+    uint8_t sync[WIRE_SYNC_ID_BYTES];
+};
+WIRE_FORM(copy_form, 24);
+
+struct ack_form {
+    struct le64 term;
+    struct le64 durable;
+};
+WIRE_FORM(ack_form, 16);
 
 struct refuse_form {
     uint8_t text[WIRE_TEXT_BYTES];
@@ -88,6 +104,38 @@ struct address_form {
 };
 WIRE_FORM(address_form, 24);
 
+/* DISK_RANGES: this, then n range_forms. */
+struct disk_ranges_form {
+    uint8_t kind;
+    uint8_t disk;
+    uint8_t last;
+    uint8_t zero[1];
+    struct le32 n;
+    struct le64 mark;
+};
+WIRE_FORM(disk_ranges_form, 16);
+
+struct range_form {
+    struct le64 offset;
+    struct le64 n_bytes;
+};
+WIRE_FORM(range_form, 16);
+
+/* FRAMES: this, then n_bytes bytes. */
+struct frames_form {
+    uint8_t nic;
+    uint8_t zero[3];
+    struct le32 n_bytes;
+};
+WIRE_FORM(frames_form, 8);
+
+struct epoch_begin_form {
+    struct le64 pair_term;
+    uint8_t flushed;
+    uint8_t zero[7];
+};
+WIRE_FORM(epoch_begin_form, 16);
+
 /* PAGES: this, then n page_forms, then the bytes of those pages one after the other. */
 struct pages_form {
     struct le32 n;
@@ -104,6 +152,35 @@ struct page_form {
 };
 WIRE_FORM(page_form, 16);
 
+/* DISK: this, then n disk_piece_forms, then the bytes of those pieces one after the other. */
+struct disk_form {
+    struct le32 n;
+    uint8_t zero[4];
+};
+WIRE_FORM(disk_form, 8);
+
+struct disk_piece_form {
+    uint8_t disk;
+    uint8_t kind;
+    uint8_t flags;
+    uint8_t encoding;
+    struct le32 n_bytes;
+    struct le64 offset;
+    struct le64 n_range;
+};
+WIRE_FORM(disk_piece_form, 24);
+
+/* What the digest of an epoch covers of a piece, before its decoded bytes. */
+struct disk_digest_form {
+    uint8_t disk;
+    uint8_t kind;
+    uint8_t flags;
+    uint8_t zero[5];
+    struct le64 offset;
+    struct le64 n_range;
+};
+WIRE_FORM(disk_digest_form, 24);
+
 /* STATE: this, then n_bytes bytes. */
 struct state_form {
     uint8_t format[WIRE_FORMAT_BYTES];
@@ -118,10 +195,11 @@ WIRE_FORM(state_form, 112);
 
 struct epoch_end_form {
     struct le64 n_pages;
+    struct le64 n_disk_pieces;
     struct le64 n_state_bytes;
     uint8_t digest[WIRE_DIGEST_BYTES];
 };
-WIRE_FORM(epoch_end_form, 32);
+WIRE_FORM(epoch_end_form, 40);
 
 struct record_form {
     struct le64 term;

@@ -16,7 +16,8 @@
  * epoch or id, checksum of header and payload), then the payload. All integers little-endian.
  *
  * Channels of one session between a guard and a standby, each a connection of its own:
- *   control  both ways: heartbeats, offer/ready/refuse, acks, addresses, bye. Never bulk data.
+ *   control  both ways: heartbeats, offer/ready/refuse, acks, addresses, ranges of disks, bye, and
+ *            frames at a planned switchover. Never bulk data.
  *   data     guard to standby only: epochs.
  * and between a guard or standby and the witness:
  *   arbiter  requests and replies. */
@@ -42,9 +43,10 @@ enum {
     WIRE_DISKS_MAX = 8,
     WIRE_RANGES_PER_MSG = 1024,
     WIRE_DISK_PIECES_PER_MSG = 256,
-    WIRE_DISK_PIECE_BYTES = 1024 * 1024, /* bytes of data before encoding, per piece and per message */
+    WIRE_DISK_PIECE_BYTES = 1024 * 1024, /* data before encoding, per message and so per piece */
     WIRE_SYNC_ID_BYTES = 16,
-    WIRE_FRAME_BYTES_MAX = 65550, /* of one Ethernet frame, without its checksum */
+    WIRE_FRAME_BYTES_MIN = 14, /* of one Ethernet frame, without its checksum */
+    WIRE_FRAME_BYTES_MAX = 65550,
 };
 
 #define WIRE_STATE_MAX    (UINT64_C(256) * 1024 * 1024) /* bytes of device state per epoch */
@@ -122,13 +124,13 @@ struct wire_offer {
 /* What the standby has of a disk, before seeding. */
 enum wire_copy_state {
     WIRE_COPY_EMPTY = 1,   /* all of it reads as zeros */
-    WIRE_COPY_KNOWN = 2,   /* as in the full copy `sync`, but for the ranges that were told before */
+    WIRE_COPY_KNOWN = 2,   /* the full copy `sync`, but for the ranges that were told before */
     WIRE_COPY_UNKNOWN = 3, /* anything */
 };
 
 struct wire_disk_copy {
-    uint8_t state;                     /* enum wire_copy_state */
-    uint8_t sync[WIRE_SYNC_ID_BYTES];  /* KNOWN: id of the full copy; else 0 */
+    uint8_t state;                    /* enum wire_copy_state */
+    uint8_t sync[WIRE_SYNC_ID_BYTES]; /* KNOWN: id of the full copy, not 0; else 0 */
 };
 
 /* Standby to guard: the hypervisor waits. On a resumed session `epoch` (header) is the newest whole
@@ -156,7 +158,7 @@ enum wire_bye_reason {
     WIRE_BYE_VM_DIED = 2,    /* guard: the hypervisor died; take over now */
     WIRE_BYE_TAKEN_OVER = 3, /* standby: I own the VM now */
     WIRE_BYE_DISCARDED = 4,  /* standby: my copy is worthless or too large to hold */
-    WIRE_BYE_SWITCHOVER = 5, /* guard: the VM stands still at the last acknowledged epoch; take over */
+    WIRE_BYE_SWITCHOVER = 5, /* guard: the VM stands still at the newest epoch; take over */
 };
 
 struct wire_bye {
@@ -188,12 +190,13 @@ struct wire_range {
     uint64_t offset, n_bytes; /* n_bytes is not 0; their sum does not overflow */
 };
 
-/* Standby to guard: ranges of a disk, in ascending order, without overlap. For DIFFER: all of a mark's
- * answers for all disks have its number; the one with `last` ends it (its disk and n may be 0). */
+/* Standby to guard: ranges of a disk, in ascending order, without overlap. For DIFFER: all of a
+ * mark's answers for all disks have its number; the one with `last` ends it (its disk and n may be
+ * 0). */
 struct wire_disk_ranges {
-    uint8_t kind; /* enum wire_ranges_kind */
-    uint8_t disk; /* below WIRE_DISKS_MAX */
-    bool last;    /* DIFFER: the mark was reached, this is all; DIRTY: 0 */
+    uint8_t kind;  /* enum wire_ranges_kind */
+    uint8_t disk;  /* below WIRE_DISKS_MAX */
+    bool last;     /* DIFFER: the mark was reached, this is all; DIRTY: false */
     uint64_t mark; /* DIFFER: its number; DIRTY: 0 */
     uint32_t n;    /* 0..WIRE_RANGES_PER_MSG */
     struct wire_range range[WIRE_RANGES_PER_MSG];
@@ -201,14 +204,14 @@ struct wire_disk_ranges {
 
 /* Guard to standby: a frame for the guest that came while it was being handed over. */
 struct wire_frames {
-    uint8_t nic; /* below WIRE_NICS_MAX */
-    uint32_t n_bytes; /* 14..WIRE_FRAME_BYTES_MAX */
+    uint8_t nic;          /* below WIRE_NICS_MAX */
+    uint32_t n_bytes;     /* WIRE_FRAME_BYTES_MIN..WIRE_FRAME_BYTES_MAX */
     const uint8_t *bytes; /* borrowed */
 };
 
 struct wire_epoch_begin {
     uint64_t pair_term; /* right to take over that this epoch gives; 0 while seeding */
-    bool flushed; /* the guest's disks were flushed in it: durable before it is acknowledged */
+    bool flushed;       /* the guest flushed a disk in it: durable before it is acknowledged */
 };
 
 /* How one page (or one piece of device state) is encoded. */
@@ -231,8 +234,8 @@ struct wire_pages {
     struct wire_page page[WIRE_PAGES_PER_MSG];
 };
 
-/* One record of what happened to the disks (disk/log.h has their meaning), in order. They come after the
- * epoch's pages and before its device state. */
+/* Records of what happened to the disks (disk/log.h has their meaning), in order. They come after
+ * the epoch's pages and before its device state. */
 enum wire_disk_kind {
     WIRE_DISK_WRITE = 1,
     WIRE_DISK_ZERO = 2,
@@ -248,16 +251,25 @@ struct wire_disk_piece {
     uint8_t flags;    /* PUNCH with ZERO only, SYNC with MARK only */
     uint8_t encoding; /* WRITE: raw or lz4; DIGEST: raw; else 0 */
     uint64_t offset;  /* bytes; MARK: its number */
-    uint64_t n_range; /* bytes of the range, not 0, no overflow; WRITE: at most WIRE_DISK_PIECE_BYTES;
-                       * MARK: 0 */
+    uint64_t n_range; /* bytes of the range, not 0, no overflow; WRITE, DIGEST: at most
+                       * WIRE_DISK_PIECE_BYTES; MARK: 0 */
     uint32_t n_bytes; /* encoded data: n_range (raw write), 1..n_range-1 (lz4), 16 (digest), 0 */
     const uint8_t *bytes; /* borrowed */
 };
 
+/* Decoded together at most WIRE_DISK_PIECE_BYTES of data. */
 struct wire_disk {
     uint32_t n; /* 1..WIRE_DISK_PIECES_PER_MSG */
     struct wire_disk_piece piece[WIRE_DISK_PIECES_PER_MSG];
 };
+
+/* Bytes of a piece's data when decoded. */
+static inline uint64_t wire_disk_piece_data(const struct wire_disk_piece *piece)
+{
+    return piece->kind == WIRE_DISK_WRITE    ? piece->n_range
+           : piece->kind == WIRE_DISK_DIGEST ? WIRE_DIGEST_BYTES
+                                             : 0;
+}
 
 /* A piece of the device state; pieces come in order and without gaps. */
 struct wire_state {
@@ -273,9 +285,9 @@ struct wire_state {
 /* Closes an epoch. The digest covers, in order of sending: each page's number and decoded bytes,
  * then the disk pieces, decoded, then the device state (docs/protocol.md, "Digest"). */
 struct wire_epoch_end {
-    uint64_t n_pages;
+    uint64_t n_pages; /* at most WIRE_PAGE_NUMBERS */
     uint64_t n_disk_pieces;
-    uint64_t n_state_bytes;
+    uint64_t n_state_bytes;            /* at most WIRE_STATE_MAX */
     uint8_t digest[WIRE_DIGEST_BYTES]; /* XXH3-128, canonical (big-endian) form */
 };
 

@@ -10,7 +10,7 @@
 
 #include "base/cleanup.h"
 #include "wire/buf.h"
-#include "wire/endian.h"
+#include "wire/layout.h"
 
 enum {
     LZ4_WORTH_BYTES = WIRE_PAGE_BYTES - WIRE_PAGE_BYTES / 8, /* most that LZ4 may leave */
@@ -112,30 +112,67 @@ int page_decode(const struct wire_page *page, uint8_t out[static WIRE_PAGE_BYTES
                    (unsigned long long)page->number, page->encoding, page->n_bytes);
 }
 
+/* Encodes n bytes into out where LZ4 saves at least an eighth. Returns the encoded length; 0 where
+ * it does not. */
+static uint32_t lz4_if_worth(const uint8_t *bytes, uint32_t n, uint8_t *out)
+{
+    int worth = (int)(n - n / 8) - 1; /* the most that LZ4 may leave */
+    int encoded =
+        worth > 0 ? LZ4_compress_default((const char *)bytes, (char *)out, (int)n, worth) : 0;
+
+    return encoded > 0 ? (uint32_t)encoded : 0;
+}
+
+/* Decodes what lz4_if_worth() encoded, or bytes that it left raw, into out: n_out bytes. */
+static bool bulk_decode(uint8_t encoding, const uint8_t *bytes, uint32_t n_bytes, uint8_t *out,
+                        uint32_t n_out)
+{
+    if (encoding == WIRE_ENC_RAW && n_bytes == n_out) {
+        memcpy(out, bytes, n_out);
+        return true;
+    }
+    return encoding == WIRE_ENC_LZ4 && n_bytes < n_out && lz4_decode(bytes, n_bytes, out, n_out);
+}
+
+void disk_piece_encode(const uint8_t *raw, uint32_t n, uint8_t *out, struct wire_disk_piece *piece)
+{
+    uint32_t n_lz4 = piece->kind == WIRE_DISK_WRITE ? lz4_if_worth(raw, n, out) : 0;
+
+    piece->encoding = n_lz4 ? WIRE_ENC_LZ4 : n ? WIRE_ENC_RAW : WIRE_ENC_ZERO;
+    piece->n_bytes = n_lz4 ? n_lz4 : n;
+    piece->bytes = n_lz4 ? out : raw;
+}
+
+int disk_piece_decode(const struct wire_disk_piece *piece, uint8_t *out, struct err *err)
+{
+    uint64_t n = wire_disk_piece_data(piece);
+
+    if (n == 0 && piece->encoding == WIRE_ENC_ZERO && piece->n_bytes == 0)
+        return 0;
+    if (n > 0 && n <= WIRE_DISK_PIECE_BYTES &&
+        bulk_decode(piece->encoding, piece->bytes, piece->n_bytes, out, (uint32_t)n))
+        return 0;
+    return err_set(err, -EPROTO,
+                   "disk %u: %llu bytes at %llu with encoding %u in %u bytes do not decode",
+                   piece->disk, (unsigned long long)n, (unsigned long long)piece->offset,
+                   piece->encoding, piece->n_bytes);
+}
+
 void state_piece_encode(const uint8_t *bytes, uint32_t n_raw, uint8_t *out,
                         struct wire_state *piece)
 {
-    /* The most that LZ4 may leave; of a piece that is too short for this to be anything, nothing.
-     */
-    int worth = (int)(n_raw - n_raw / 8 - 1);
-    int n =
-        worth > 0 ? LZ4_compress_default((const char *)bytes, (char *)out, (int)n_raw, worth) : 0;
+    uint32_t n_lz4 = lz4_if_worth(bytes, n_raw, out);
 
     piece->n_raw = n_raw;
-    piece->encoding = n > 0 ? WIRE_ENC_LZ4 : WIRE_ENC_RAW;
-    piece->n_bytes = n > 0 ? (uint32_t)n : n_raw;
-    piece->bytes = n > 0 ? out : bytes;
+    piece->encoding = n_lz4 ? WIRE_ENC_LZ4 : WIRE_ENC_RAW;
+    piece->n_bytes = n_lz4 ? n_lz4 : n_raw;
+    piece->bytes = n_lz4 ? out : bytes;
 }
 
 int state_piece_decode(const struct wire_state *piece, uint8_t *out, struct err *err)
 {
-    if (piece->encoding == WIRE_ENC_RAW && piece->n_bytes == piece->n_raw) {
-        memcpy(out, piece->bytes, piece->n_raw);
-        return 0;
-    }
-    if (piece->encoding == WIRE_ENC_LZ4 && piece->n_raw <= WIRE_STATE_PER_MSG &&
-        piece->n_bytes < piece->n_raw &&
-        lz4_decode(piece->bytes, piece->n_bytes, out, piece->n_raw))
+    if (piece->n_raw <= WIRE_STATE_PER_MSG &&
+        bulk_decode(piece->encoding, piece->bytes, piece->n_bytes, out, piece->n_raw))
         return 0;
     return err_set(err, -EPROTO,
                    "device state at %llu with encoding %u in %u bytes does not decode",
@@ -171,6 +208,22 @@ void epoch_digest_page(struct epoch_digest *d, uint64_t number,
 
     XXH3_128bits_update(d->state, &form, sizeof(form));
     XXH3_128bits_update(d->state, page, WIRE_PAGE_BYTES);
+}
+
+void epoch_digest_disk(struct epoch_digest *d, const struct wire_disk_piece *piece,
+                       const uint8_t *decoded, uint64_t n_decoded)
+{
+    struct disk_digest_form form = {
+        .disk = piece->disk,
+        .kind = piece->kind,
+        .flags = piece->flags,
+        .offset = le64_of(piece->offset),
+        .n_range = le64_of(piece->n_range),
+    };
+
+    XXH3_128bits_update(d->state, &form, sizeof(form));
+    if (n_decoded > 0)
+        XXH3_128bits_update(d->state, decoded, n_decoded);
 }
 
 void epoch_digest_state(struct epoch_digest *d, const uint8_t *bytes, uint64_t n_bytes)

@@ -6,8 +6,10 @@
 
 #include "wire/msg.h"
 
-/* Page encoders: turn a page's 4,096 bytes into fewer, and back. An encoder may keep state of its
- * own (a delta encoder keeps the last committed pages); it is used by one thread at a time. */
+/* How pages, disk pieces and device state are encoded, and the digest over all of them.
+ *
+ * Page encoders turn a page's 4,096 bytes into fewer. An encoder may keep state of its own (a delta
+ * encoder keeps the last committed pages); it is used by one thread at a time. */
 
 struct page_encoder;
 
@@ -34,6 +36,16 @@ struct page_encoder *page_encoder_lz4_new(void);
 int page_decode(const struct wire_page *page, uint8_t out[static WIRE_PAGE_BYTES],
                 struct err *err) US_MUST_CHECK;
 
+/* Encodes the data of a disk piece (n bytes: wire_disk_piece_data()) into out (room for n bytes):
+ * of a write LZ4 where it saves at least an eighth, raw otherwise. Fills in encoding and n_bytes of
+ * *piece and points its bytes at `out` or at `raw`; the other fields are the caller's, before. */
+void disk_piece_encode(const uint8_t *raw, uint32_t n, uint8_t *out, struct wire_disk_piece *piece);
+
+/* Decodes a piece's data into out (room for wire_disk_piece_data() bytes). 0, or -EPROTO as
+ * page_decode(). */
+int disk_piece_decode(const struct wire_disk_piece *piece, uint8_t *out,
+                      struct err *err) US_MUST_CHECK;
+
 /* Encodes a piece of the device state (n_raw: 1..WIRE_STATE_PER_MSG bytes) into out (room for n_raw
  * bytes): LZ4 where it saves at least an eighth, raw otherwise. Fills in n_raw, encoding and
  * n_bytes of *piece and points its bytes at `out` or at `bytes`; format, total and offset are the
@@ -51,6 +63,9 @@ struct epoch_digest *epoch_digest_new(void); /* NULL when out of memory */
 void epoch_digest_reset(struct epoch_digest *d);
 void epoch_digest_page(struct epoch_digest *d, uint64_t number,
                        const uint8_t page[static WIRE_PAGE_BYTES]);
+/* decoded: the piece's data, n_decoded bytes; NULL when 0. */
+void epoch_digest_disk(struct epoch_digest *d, const struct wire_disk_piece *piece,
+                       const uint8_t *decoded, uint64_t n_decoded);
 void epoch_digest_state(struct epoch_digest *d, const uint8_t *bytes, uint64_t n_bytes);
 void epoch_digest_get(const struct epoch_digest *d, uint8_t out[static WIRE_DIGEST_BYTES]);
 void epoch_digest_free(struct epoch_digest *d);

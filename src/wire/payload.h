@@ -23,4 +23,25 @@ struct payload_codec {
 /* The codec of a type, or NULL when there is no such type. */
 const struct payload_codec *payload_codec(uint16_t type);
 
+/* One per type: payload_control.c, payload_data.c, payload_arbiter.c. */
+extern const struct payload_codec heartbeat_codec, offer_codec, ready_codec, refuse_codec,
+    ack_codec, bye_codec, addresses_codec, disk_ranges_codec, frames_codec;
+extern const struct payload_codec epoch_begin_codec, pages_codec, disk_codec, state_codec,
+    epoch_end_codec;
+extern const struct payload_codec arb_request_codec, arb_reply_codec;
+
+/* Bounds of a payload that is one form; of one form and a list of others. */
+#define PAYLOAD_FORM(form)           .min = sizeof(struct form), .max = sizeof(struct form)
+#define PAYLOAD_LIST(form, entry, n) (sizeof(struct form) + (n) * sizeof(struct entry))
+
+/* For codecs: what is wrong, as -EPROTO. */
+int payload_too_short(struct err *err);
+int payload_malformed(struct err *err);
+
+/* The next n forms of n_form bytes each, in a list that holds `max` at most: *ret_list, borrowed.
+ * The bound is what keeps n * n_form, and the list in memory, in theirs. 0; -EPROTO, naming `what`
+ * they are. */
+int payload_take_list(struct wire_reader *r, uint32_t n, uint32_t max, size_t n_form,
+                      const char *what, const void **ret_list, struct err *err) US_MUST_CHECK;
+
 #endif

@@ -63,6 +63,20 @@ static void decode_state(const struct wire_state *state)
     free(out);
 }
 
+static void decode_disk(const struct wire_disk *disk)
+{
+    struct err err;
+
+    for (uint32_t i = 0; i < disk->n; i++) {
+        uint64_t n = wire_disk_piece_data(&disk->piece[i]);
+        uint8_t *out = malloc(n + !n);
+
+        require(out && n <= WIRE_DISK_PIECE_BYTES);
+        (void)!disk_piece_decode(&disk->piece[i], out, &err);
+        free(out);
+    }
+}
+
 static void fuzz_msg(uint8_t *raw, size_t n, enum wire_channel channel)
 {
     struct wire_header header;
@@ -82,6 +96,8 @@ static void fuzz_msg(uint8_t *raw, size_t n, enum wire_channel channel)
     free(again);
     if (msg.type == WIRE_PAGES)
         decode_pages(&msg.u.pages);
+    else if (msg.type == WIRE_DISK)
+        decode_disk(&msg.u.disk);
     else if (msg.type == WIRE_STATE)
         decode_state(&msg.u.state);
 }

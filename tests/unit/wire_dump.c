@@ -77,7 +77,7 @@ static void test_register(void **state)
 static void test_control(void **state)
 {
     put("wb", golden_hello, sizeof(golden_hello));
-    for (int i = 0; i < 7; i++)
+    for (int i = 0; i < 9; i++)
         put("ab", golden_msgs[i].bytes, golden_msgs[i].n);
     assert_int_equal(dump(), 0);
     assert_shows("hello versions 1-3 channel control status 3 resume 1 "
@@ -85,18 +85,20 @@ static void test_control(void **state)
                  "vm \"web\" from \"hosta\" text \"busy with hostc\"\n");
     assert_shows("72623859790382856 heartbeat seq 258 term 7 paired 1\n");
     assert_shows(" offer {}\n");
-    assert_shows(" ready term 7\n");
+    assert_shows(" ready term 7 disks 2: known/b0b1b2b3b4b5b6b7b8b9babbbcbdbebf empty\n");
     assert_shows(" refuse \"no room\"\n");
-    assert_shows(" ack term 8\n");
+    assert_shows(" ack term 8 durable 258\n");
     assert_shows(" bye VM died\n");
     assert_shows(" addresses 2: {nic 1, 192.0.2.7, vlan 258, age 260 s}"
                  " {nic 7, fe80::1234 router, vlan 0, age 0 s}\n");
+    assert_shows(" disk-ranges differ disk 7 mark 259 last 2: 4096+8192 65536+258\n");
+    assert_shows(" frames nic 7 14 bytes, header e0e1e2e3e4e5e6e7e8e9eaebeced\n");
 }
 
 static void put_hello(enum wire_channel channel)
 {
     struct wire_hello hello = {
-        .version_min = 1, .version_max = 1, .channel = (uint8_t)channel, .from = "hosta"};
+        .version_min = 2, .version_max = 2, .channel = (uint8_t)channel, .from = "hosta"};
     uint8_t raw[WIRE_HELLO_BYTES];
 
     if (channel != WIRE_CHANNEL_ARBITER) {
@@ -110,19 +112,24 @@ static void put_hello(enum wire_channel channel)
 static void test_data(void **state)
 {
     put_hello(WIRE_CHANNEL_DATA);
-    for (int i = 7; i < 11; i++)
+    for (int i = 9; i < 14; i++)
         put("ab", golden_msgs[i].bytes, golden_msgs[i].n);
     assert_int_equal(dump(), 0);
-    assert_shows(" epoch-begin pair term 9\n");
+    assert_shows(" epoch-begin pair term 9 flushed\n");
     assert_shows(" pages 2: 258=zero/0 4503599627370495=lz4/3\n");
     assert_shows(" state qemu/pc-q35-7.2 258+260 of 1000 lz4/3\n");
-    assert_shows(" epoch-end pages 2 state 1000 digest d0d1d2d3d4d5d6d7d8d9dadbdcdddedf\n");
+    assert_shows(" disk 4: {disk 1, write 4096+260 lz4/3}"
+                 " {disk 7, zero punch 2211975595520+1099511627776}"
+                 " {disk 2, digest 131072+65536 d0d1d2d3d4d5d6d7d8d9dadbdcdddedf}"
+                 " {mark 259 sync}\n");
+    assert_shows(
+        " epoch-end pages 2 disk pieces 4 state 1000 digest d0d1d2d3d4d5d6d7d8d9dadbdcdddedf\n");
 }
 
 static void test_arbiter(void **state)
 {
     put_hello(WIRE_CHANNEL_ARBITER);
-    for (int i = 11; i < 13; i++)
+    for (int i = 14; i < 16; i++)
         put("ab", golden_msgs[i].bytes, golden_msgs[i].n);
     assert_int_equal(dump(), 0);
     assert_shows(" arbiter-request swap vm \"web\""
@@ -145,7 +152,7 @@ static void test_where_it_stops(void **state)
                    sizeof(golden_hello) + golden_msgs[0].n + golden_msgs[2].n - 1);
     assert_shows(where);
     put("wb", golden_hello, sizeof(golden_hello));
-    put("ab", golden_msgs[8].bytes, golden_msgs[8].n); /* pages on a control channel */
+    put("ab", golden_msgs[10].bytes, golden_msgs[10].n); /* pages on a control channel */
     assert_int_equal(dump(), 1);
     assert_shows("message of type 17 on channel 1");
 }

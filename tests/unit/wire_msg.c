@@ -12,9 +12,9 @@
 enum { BUF_BYTES = WIRE_HEADER_BYTES + WIRE_PAYLOAD_MAX };
 
 static const uint16_t all_types[] = {
-    WIRE_HEARTBEAT, WIRE_OFFER,       WIRE_READY,       WIRE_REFUSE, WIRE_ACK,
-    WIRE_BYE,       WIRE_ADDRESSES,   WIRE_EPOCH_BEGIN, WIRE_PAGES,  WIRE_STATE,
-    WIRE_EPOCH_END, WIRE_ARB_REQUEST, WIRE_ARB_REPLY,
+    WIRE_HEARTBEAT, WIRE_OFFER,       WIRE_READY,       WIRE_REFUSE,      WIRE_ACK,   WIRE_BYE,
+    WIRE_ADDRESSES, WIRE_DISK_RANGES, WIRE_FRAMES,      WIRE_EPOCH_BEGIN, WIRE_PAGES, WIRE_DISK,
+    WIRE_STATE,     WIRE_EPOCH_END,   WIRE_ARB_REQUEST, WIRE_ARB_REPLY,
 };
 
 static uint8_t *buf; /* BUF_BYTES */
@@ -27,10 +27,46 @@ static enum wire_channel channel_of(uint16_t type)
                                      : WIRE_CHANNEL_ARBITER;
 }
 
+static void count_up(uint8_t *bytes, size_t n, uint8_t from)
+{
+    for (size_t i = 0; i < n; i++)
+        bytes[i] = (uint8_t)(from + i);
+}
+
+static void sample_disk(struct wire_disk *disk, const uint8_t *piece)
+{
+    static uint8_t sum[WIRE_DIGEST_BYTES];
+
+    count_up(sum, sizeof(sum), 0xd0);
+    disk->n = 4;
+    disk->piece[0] = (struct wire_disk_piece){.disk = 1,
+                                              .kind = WIRE_DISK_WRITE,
+                                              .encoding = WIRE_ENC_LZ4,
+                                              .offset = 4096,
+                                              .n_range = 260,
+                                              .n_bytes = 3,
+                                              .bytes = piece};
+    disk->piece[1] = (struct wire_disk_piece){.disk = 7,
+                                              .kind = WIRE_DISK_ZERO,
+                                              .flags = WIRE_DISK_PUNCH,
+                                              .offset = 0x020304050600,
+                                              .n_range = UINT64_C(1) << 40};
+    disk->piece[2] = (struct wire_disk_piece){.disk = 2,
+                                              .kind = WIRE_DISK_DIGEST,
+                                              .encoding = WIRE_ENC_RAW,
+                                              .offset = 0x20000,
+                                              .n_range = 0x10000,
+                                              .n_bytes = sizeof(sum),
+                                              .bytes = sum};
+    disk->piece[3] =
+        (struct wire_disk_piece){.kind = WIRE_DISK_MARK, .flags = WIRE_DISK_SYNC, .offset = 259};
+}
+
 /* A small message of each type, with every field set; what the golden bytes hold. */
 static struct wire_msg sample(uint16_t type)
 {
     static const uint8_t piece[] = {0xc1, 0xc2, 0xc3};
+    static uint8_t frame[WIRE_FRAME_BYTES_MIN];
     static const struct arb_record solo = {6, ARB_SOLO, "hosta", ""};
     static const struct arb_record paired = {7, ARB_PAIRED, "hosta", "hostb"};
     struct wire_msg m = {.type = type, .epoch = 0x0102030405060708};
@@ -43,13 +79,17 @@ static struct wire_msg sample(uint16_t type)
         m.u.offer = (struct wire_offer){"{}", 2};
         break;
     case WIRE_READY:
-        m.u.ready.term = 7;
+        m.u.ready =
+            (struct wire_ready){.term = 7,
+                                .n_disks = 2,
+                                .disk = {{.state = WIRE_COPY_KNOWN}, {.state = WIRE_COPY_EMPTY}}};
+        count_up(m.u.ready.disk[0].sync, WIRE_SYNC_ID_BYTES, 0xb0);
         break;
     case WIRE_REFUSE:
         strcpy(m.u.refuse.text, "no room");
         break;
     case WIRE_ACK:
-        m.u.ack.term = 8;
+        m.u.ack = (struct wire_ack){.term = 8, .durable = 258};
         break;
     case WIRE_BYE:
         m.u.bye.reason = WIRE_BYE_VM_DIED;
@@ -61,8 +101,20 @@ static struct wire_msg sample(uint16_t type)
         m.u.addresses.entry[1] = (struct wire_address){
             .nic = 7, .family = 6, .router = 1, .bytes = {0xfe, 0x80, [14] = 0x12, 0x34}};
         break;
+    case WIRE_DISK_RANGES:
+        m.u.disk_ranges = (struct wire_disk_ranges){.kind = WIRE_RANGES_DIFFER,
+                                                    .disk = 7,
+                                                    .last = true,
+                                                    .mark = 259,
+                                                    .n = 2,
+                                                    .range = {{4096, 8192}, {0x10000, 258}}};
+        break;
+    case WIRE_FRAMES:
+        count_up(frame, sizeof(frame), 0xe0);
+        m.u.frames = (struct wire_frames){.nic = 7, .n_bytes = sizeof(frame), .bytes = frame};
+        break;
     case WIRE_EPOCH_BEGIN:
-        m.u.epoch_begin.pair_term = 9;
+        m.u.epoch_begin = (struct wire_epoch_begin){.pair_term = 9, .flushed = true};
         break;
     case WIRE_PAGES:
         m.u.pages.n = 2;
@@ -71,6 +123,9 @@ static struct wire_msg sample(uint16_t type)
                                                .encoding = WIRE_ENC_LZ4,
                                                .n_bytes = 3,
                                                .bytes = piece};
+        break;
+    case WIRE_DISK:
+        sample_disk(&m.u.disk, piece);
         break;
     case WIRE_STATE:
         m.u.state = (struct wire_state){.format = "qemu/pc-q35-7.2",
@@ -82,9 +137,9 @@ static struct wire_msg sample(uint16_t type)
                                         .bytes = piece};
         break;
     case WIRE_EPOCH_END:
-        m.u.epoch_end = (struct wire_epoch_end){.n_pages = 2, .n_state_bytes = 1000};
-        for (int i = 0; i < WIRE_DIGEST_BYTES; i++)
-            m.u.epoch_end.digest[i] = (uint8_t)(0xd0 + i);
+        m.u.epoch_end =
+            (struct wire_epoch_end){.n_pages = 2, .n_disk_pieces = 4, .n_state_bytes = 1000};
+        count_up(m.u.epoch_end.digest, WIRE_DIGEST_BYTES, 0xd0);
         break;
     case WIRE_ARB_REQUEST:
         m.u.arb_request = (struct wire_arb_request){
@@ -174,6 +229,47 @@ static void assert_same_pages(const struct wire_pages *a, const struct wire_page
     }
 }
 
+static void assert_same_ready(const struct wire_ready *a, const struct wire_ready *b)
+{
+    assert_int_equal(a->term, b->term);
+    assert_int_equal(a->n_disks, b->n_disks);
+    for (uint32_t i = 0; i < a->n_disks; i++) {
+        assert_int_equal(a->disk[i].state, b->disk[i].state);
+        assert_memory_equal(a->disk[i].sync, b->disk[i].sync, WIRE_SYNC_ID_BYTES);
+    }
+}
+
+static void assert_same_ranges(const struct wire_disk_ranges *a, const struct wire_disk_ranges *b)
+{
+    assert_int_equal(a->kind, b->kind);
+    assert_int_equal(a->disk, b->disk);
+    assert_int_equal(a->last, b->last);
+    assert_int_equal(a->mark, b->mark);
+    assert_int_equal(a->n, b->n);
+    for (uint32_t i = 0; i < a->n; i++) {
+        assert_int_equal(a->range[i].offset, b->range[i].offset);
+        assert_int_equal(a->range[i].n_bytes, b->range[i].n_bytes);
+    }
+}
+
+static void assert_same_disk(const struct wire_disk *a, const struct wire_disk *b)
+{
+    assert_int_equal(a->n, b->n);
+    for (uint32_t i = 0; i < a->n; i++) {
+        const struct wire_disk_piece *p = &a->piece[i], *q = &b->piece[i];
+
+        assert_int_equal(p->disk, q->disk);
+        assert_int_equal(p->kind, q->kind);
+        assert_int_equal(p->flags, q->flags);
+        assert_int_equal(p->encoding, q->encoding);
+        assert_int_equal(p->offset, q->offset);
+        assert_int_equal(p->n_range, q->n_range);
+        assert_int_equal(p->n_bytes, q->n_bytes);
+        if (p->n_bytes)
+            assert_memory_equal(p->bytes, q->bytes, p->n_bytes);
+    }
+}
+
 static void assert_same_state(const struct wire_state *a, const struct wire_state *b)
 {
     assert_string_equal(a->format, b->format);
@@ -200,13 +296,14 @@ static void assert_same(const struct wire_msg *a, const struct wire_msg *b)
         assert_memory_equal(a->u.offer.json, b->u.offer.json, a->u.offer.n_json);
         break;
     case WIRE_READY:
-        assert_int_equal(a->u.ready.term, b->u.ready.term);
+        assert_same_ready(&a->u.ready, &b->u.ready);
         break;
     case WIRE_REFUSE:
         assert_string_equal(a->u.refuse.text, b->u.refuse.text);
         break;
     case WIRE_ACK:
         assert_int_equal(a->u.ack.term, b->u.ack.term);
+        assert_int_equal(a->u.ack.durable, b->u.ack.durable);
         break;
     case WIRE_BYE:
         assert_int_equal(a->u.bye.reason, b->u.bye.reason);
@@ -214,17 +311,30 @@ static void assert_same(const struct wire_msg *a, const struct wire_msg *b)
     case WIRE_ADDRESSES:
         assert_same_addresses(&a->u.addresses, &b->u.addresses);
         break;
+    case WIRE_DISK_RANGES:
+        assert_same_ranges(&a->u.disk_ranges, &b->u.disk_ranges);
+        break;
+    case WIRE_FRAMES:
+        assert_int_equal(a->u.frames.nic, b->u.frames.nic);
+        assert_int_equal(a->u.frames.n_bytes, b->u.frames.n_bytes);
+        assert_memory_equal(a->u.frames.bytes, b->u.frames.bytes, a->u.frames.n_bytes);
+        break;
     case WIRE_EPOCH_BEGIN:
         assert_int_equal(a->u.epoch_begin.pair_term, b->u.epoch_begin.pair_term);
+        assert_int_equal(a->u.epoch_begin.flushed, b->u.epoch_begin.flushed);
         break;
     case WIRE_PAGES:
         assert_same_pages(&a->u.pages, &b->u.pages);
+        break;
+    case WIRE_DISK:
+        assert_same_disk(&a->u.disk, &b->u.disk);
         break;
     case WIRE_STATE:
         assert_same_state(&a->u.state, &b->u.state);
         break;
     case WIRE_EPOCH_END:
         assert_int_equal(a->u.epoch_end.n_pages, b->u.epoch_end.n_pages);
+        assert_int_equal(a->u.epoch_end.n_disk_pieces, b->u.epoch_end.n_disk_pieces);
         assert_int_equal(a->u.epoch_end.n_state_bytes, b->u.epoch_end.n_state_bytes);
         assert_memory_equal(a->u.epoch_end.digest, b->u.epoch_end.digest, WIRE_DIGEST_BYTES);
         break;
@@ -484,7 +594,7 @@ static void test_malformed_with_right_checksum(void **state)
         {WIRE_REFUSE, P, '\n'},
         {WIRE_REFUSE, P + 511, 'x'},
         {WIRE_BYE, P, 0},
-        {WIRE_BYE, P, 5},
+        {WIRE_BYE, P, 6},
         {WIRE_BYE, P + 1, 1},
         {WIRE_BYE, P + 7, 1},
         {WIRE_ADDRESSES, P, 0}, /* count */
@@ -542,7 +652,7 @@ static void test_malformed_with_right_checksum(void **state)
         {WIRE_STATE, STATE + 25, 1},
         {WIRE_STATE, STATE + 31, 1},
         {WIRE_EPOCH_END, P + 7, 0x80},
-        {WIRE_EPOCH_END, P + 11, 0x20},
+        {WIRE_EPOCH_END, P + 19, 0x20},
         {WIRE_ARB_REQUEST, P, 0}, /* operation */
         {WIRE_ARB_REQUEST, P, 1},
         {WIRE_ARB_REQUEST, P, 3},
