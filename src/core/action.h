@@ -26,11 +26,26 @@ enum action_type {
     ACT_GATE_HOLD,     /* from now on hold frames until their epoch is committed */
     ACT_GATE_FLOW,     /* sole owner: release everything, hold nothing */
     ACT_COMMITTED,     /* epochs up to u.epoch are committed: release their frames */
+    ACT_COPY_RECORD,   /* the disks here are the VM's under the register's term u.copy: see below */
+    ACT_HAND_OVER,     /* cut one more epoch, for which the VM is stopped; it stays so */
+    ACT_SAY_BYE,       /* say bye, but keep the link: u.bye */
+    ACT_VM_RESUME,     /* the hand-over was given up: the VM runs on (if it was stopped already) */
     /* standby */
     ACT_ACK,      /* acknowledge u.ack, then apply it */
     ACT_ACTIVATE, /* the VM is ours, under u.record: run it from the newest whole epoch */
     ACT_DISCARD,  /* throw the copy away; the machine is finished: u.why */
 };
+
+/* ACT_COPY_RECORD: a VM with disks gets the activation record {COPY_PRIMARY, u.copy.term}
+ * (core/copy.h) on stable storage: with `wait`, before the next action is carried out (a VM must not
+ * run, or its process end, without it); otherwise soon, in the order of these actions, and in any
+ * case before a guest that has just been taken over gets its first write carried out. If a
+ * record with `wait` cannot be written the VM must not run: skip ACT_VM_RUN, step PEV_VM_DIED.
+ *
+ * ACT_HAND_OVER: the last epoch is the first one that primary_cut() numbers afterwards, so a
+ * checkpoint that was ordered before may become it. Its frames are read as at any cut. After it the
+ * VM stands still until ACT_VM_RESUME, ACT_VM_DESTROY, or the process's end. ACT_VM_RESUME may come
+ * while that epoch is still being cut or copied: then the VM goes on as after any cut. */
 
 struct action {
     enum action_type type;
@@ -48,6 +63,10 @@ struct action {
         struct {
             uint64_t epoch, term;
         } ack;
+        struct {
+            uint64_t term;
+            bool wait;
+        } copy;
         struct arb_record record;
         const char *why; /* a static string, for people */
     } u;
@@ -72,6 +91,7 @@ struct core_timing {
     uint64_t reprotect_ns;   /* between two attempts to find a standby for a solo VM */
     uint64_t look_ns;        /* between two looks at the register while solo */
     uint64_t start_ns;       /* how long a start waits for the arbiter */
+    uint64_t hand_over_ns;   /* how long a switchover may take before it is given up */
 };
 
 #define CORE_NEVER UINT64_MAX

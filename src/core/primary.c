@@ -6,12 +6,15 @@
 
 #include "core/name.h"
 
+enum { HAND_LOOK_MS = 50 }; /* between two looks whether the standby has taken over */
+
 static const char *const state_names[] = {
     [PRIMARY_STARTING] = "starting", [PRIMARY_SOLO] = "solo",
     [PRIMARY_SEEDING] = "seeding",   [PRIMARY_ARMING] = "arming",
     [PRIMARY_PAIRING] = "pairing",   [PRIMARY_PROTECTED] = "protected",
-    [PRIMARY_ISOLATED] = "isolated", [PRIMARY_STOPPING] = "stopping",
-    [PRIMARY_STOPPED] = "stopped",   [PRIMARY_LOST] = "lost",
+    [PRIMARY_HANDING] = "handing",   [PRIMARY_ISOLATED] = "isolated",
+    [PRIMARY_STOPPING] = "stopping", [PRIMARY_STOPPED] = "stopped",
+    [PRIMARY_LOST] = "lost",
 };
 _Static_assert(sizeof(state_names) / sizeof(state_names[0]) == PRIMARY_LOST + 1, "a name each");
 
@@ -26,7 +29,9 @@ static const unsigned permitted[] = {
                        TO(PRIMARY_STOPPING),
     [PRIMARY_PAIRING] = TO(PRIMARY_PROTECTED) | TO(PRIMARY_ISOLATED) | TO(PRIMARY_STOPPING) |
                         TO(PRIMARY_LOST),
-    [PRIMARY_PROTECTED] = TO(PRIMARY_ISOLATED) | TO(PRIMARY_STOPPING) | TO(PRIMARY_LOST),
+    [PRIMARY_PROTECTED] = TO(PRIMARY_HANDING) | TO(PRIMARY_ISOLATED) | TO(PRIMARY_STOPPING) |
+                          TO(PRIMARY_LOST),
+    [PRIMARY_HANDING] = TO(PRIMARY_ISOLATED) | TO(PRIMARY_STOPPING) | TO(PRIMARY_LOST),
     [PRIMARY_ISOLATED] = TO(PRIMARY_SOLO) | TO(PRIMARY_STOPPING) | TO(PRIMARY_LOST),
     [PRIMARY_STOPPING] = TO(PRIMARY_STOPPED) | TO(PRIMARY_LOST),
     [PRIMARY_STOPPED] = 0,
@@ -97,6 +102,7 @@ static void ask_again(struct primary *p, struct actions *out)
     case PRIMARY_STARTING:
     case PRIMARY_SOLO:
     case PRIMARY_SEEDING:
+    case PRIMARY_HANDING:
         ask_get(p, out);
         break;
     case PRIMARY_PAIRING:
@@ -128,7 +134,7 @@ static void drop_link(struct primary *p, uint16_t bye, uint64_t reconnect_at_ns,
 static bool has_pair(const struct primary *p)
 {
     return p->state == PRIMARY_PAIRING || p->state == PRIMARY_PROTECTED ||
-           p->state == PRIMARY_ISOLATED;
+           p->state == PRIMARY_HANDING || p->state == PRIMARY_ISOLATED;
 }
 
 /* ---- states ---- */
@@ -141,6 +147,10 @@ static void enter_solo(struct primary *p, const char *why, uint64_t now, struct 
     p->asking = false;
     p->ask_at_ns = now + p->timing.look_ns;
     actions_add(out, ACT_GATE_FLOW);
+    if (p->handing)
+        actions_add(out, ACT_VM_RESUME);
+    p->handing = p->handed = false;
+    p->hand_epoch = 0;
     drop_link(p, WIRE_BYE_STOPPED, p->wanted[0] ? now + p->timing.reprotect_ns : CORE_NEVER, out);
 }
 
@@ -177,15 +187,25 @@ static void start_refused(struct primary *p, const char *why, struct actions *ou
 /* The record was read: may this host start the VM? */
 static void start_judge(struct primary *p, struct actions *out)
 {
-    const struct arb_record *r = &p->record;
+    const char *why = start_refusal(&p->order, &p->record, p->self);
 
-    if (!p->seize && r->owner[0] && strcmp(r->owner, p->self) != 0)
-        start_refused(p, "another host owns it: stop it there, or use --seize", out);
-    else if (!p->seize && r->mode == ARB_PAIRED)
-        start_refused(p, "its standby may hold its running state: fail over there, or use --seize",
-                      out);
+    if (why)
+        start_refused(p, why, out);
     else
         ask_swap(p, p->self, ARB_SOLO, "", out);
+}
+
+/* The register's term is ours, or was when we gave it up: the activation record follows. */
+static void copy_record(struct primary *p, bool wait, struct actions *out)
+{
+    struct action *a;
+
+    if (p->copy_term == p->record.term)
+        return;
+    p->copy_term = p->record.term;
+    a = actions_add(out, ACT_COPY_RECORD);
+    a->u.copy.term = p->record.term;
+    a->u.copy.wait = wait;
 }
 
 /* ---- events ---- */
@@ -193,6 +213,7 @@ static void start_judge(struct primary *p, struct actions *out)
 /* The register now is what the last question wanted. */
 static void on_swapped(struct primary *p, uint64_t now, struct actions *out)
 {
+    copy_record(p, p->state == PRIMARY_STARTING || p->state == PRIMARY_STOPPING, out);
     switch (p->state) {
     case PRIMARY_STARTING:
         actions_add(out, ACT_VM_RUN);
@@ -214,6 +235,16 @@ static void on_swapped(struct primary *p, uint64_t now, struct actions *out)
     }
 }
 
+/* An earlier question of ours was carried out. */
+static void on_own_record(struct primary *p, struct actions *out)
+{
+    copy_record(p, false, out);
+    if (p->state == PRIMARY_PAIRING)
+        enter_isolated(p, "the record changed under the pairing", out);
+    else
+        ask_again(p, out);
+}
+
 /* The register holds something else, which is in p->record now. */
 static void on_conflict(struct primary *p, struct actions *out)
 {
@@ -221,10 +252,8 @@ static void on_conflict(struct primary *p, struct actions *out)
         start_judge(p, out);
     else if (strcmp(p->record.owner, p->self) != 0)
         enter_lost(p, "another host owns the VM", 0, out);
-    else if (p->state == PRIMARY_PAIRING)
-        enter_isolated(p, "the record changed under the pairing", out);
     else
-        ask_again(p, out); /* an earlier question of ours was carried out: go on from there */
+        on_own_record(p, out);
 }
 
 static void enter_arming(struct primary *p, struct actions *out)
@@ -241,7 +270,9 @@ static void on_looked(struct primary *p, uint64_t now, struct actions *out)
     if (p->state == PRIMARY_STARTING)
         start_judge(p, out);
     else if (strcmp(p->record.owner, p->self) != 0)
-        enter_lost(p, "another host owns the VM", 0, out); /* somebody has seized it */
+        enter_lost(p, p->handed ? "handed over" : "another host owns the VM", 0, out);
+    else if (p->state == PRIMARY_HANDING)
+        p->ask_at_ns = now + HAND_LOOK_MS * UINT64_C(1000000);
     else if (p->state == PRIMARY_SEEDING && p->seeded)
         enter_arming(p, out);
     else
@@ -294,6 +325,7 @@ static void on_link_lost(struct primary *p, const char *why, uint64_t now, struc
         /* fallthrough */
     case PRIMARY_PAIRING:
     case PRIMARY_PROTECTED:
+    case PRIMARY_HANDING:
         drop_link(p, 0, now + p->timing.resume_ns, out);
         enter_isolated(p, why, out);
         break;
@@ -358,11 +390,21 @@ static void on_ack(struct primary *p, const struct primary_event *ev, uint64_t n
     if (p->state == PRIMARY_ARMING && p->arm_epoch && epoch >= p->arm_epoch) {
         set_state(p, PRIMARY_PAIRING, "the first paired epoch is committed", out);
         ask_again(p, out);
+    } else if (p->state == PRIMARY_HANDING && p->hand_epoch && epoch >= p->hand_epoch) {
+        p->handed = true;
+        actions_add(out, ACT_SAY_BYE)->u.bye = WIRE_BYE_SWITCHOVER;
+        p->ask_at_ns = now + HAND_LOOK_MS * UINT64_C(1000000);
     }
 }
 
-static void on_peer_bye(struct primary *p, uint64_t now, struct actions *out)
+static void on_peer_bye(struct primary *p, uint16_t reason, uint64_t now, struct actions *out)
 {
+    if (p->handed && p->state == PRIMARY_HANDING && reason == WIRE_BYE_TAKEN_OVER) {
+        drop_link(p, 0, CORE_NEVER, out);
+        if (!p->asking)
+            ask_get(p, out); /* the register's word counts, not the standby's */
+        return;
+    }
     on_link_lost(p, "the standby gave the session up", now, out);
     if (p->state == PRIMARY_ISOLATED)
         p->connect_at_ns = CORE_NEVER; /* there is nothing left to resume */
@@ -395,8 +437,18 @@ static void on_unprotect(struct primary *p, uint64_t now, struct actions *out)
     else if (p->state == PRIMARY_SEEDING || (p->state == PRIMARY_ARMING && !term_given(p)))
         enter_solo(p, "unprotect", now, out);
     else if (p->state == PRIMARY_ARMING || p->state == PRIMARY_PAIRING ||
-             p->state == PRIMARY_PROTECTED)
+             p->state == PRIMARY_PROTECTED || p->state == PRIMARY_HANDING)
         enter_isolated(p, "unprotect", out); /* the link stays: epochs go on until the swap */
+}
+
+static void on_switchover(struct primary *p, uint64_t now, struct actions *out)
+{
+    if (p->state != PRIMARY_PROTECTED || p->link != LINK_UP)
+        return;
+    set_state(p, PRIMARY_HANDING, "switchover", out);
+    p->handing = true;
+    p->hand_deadline_ns = now + p->timing.hand_over_ns;
+    actions_add(out, ACT_HAND_OVER);
 }
 
 static void on_stop(struct primary *p, struct actions *out)
@@ -436,6 +488,8 @@ static void on_timer(struct primary *p, uint64_t now, struct actions *out)
         else
             on_link_lost(p, "the standby is silent", now, out);
     }
+    if (p->state == PRIMARY_HANDING && now >= p->hand_deadline_ns)
+        enter_isolated(p, "the switchover takes too long", out);
     if (p->link == LINK_NONE && now >= p->connect_at_ns &&
         (p->state == PRIMARY_SOLO || p->state == PRIMARY_ISOLATED)) {
         if (p->state == PRIMARY_SOLO)
@@ -476,7 +530,7 @@ void primary_step(struct primary *p, const struct primary_event *ev, uint64_t no
         break;
     case PEV_PEER_BYE:
         if (p->link != LINK_NONE)
-            on_peer_bye(p, now, out);
+            on_peer_bye(p, ev->u.bye, now, out);
         break;
     case PEV_SEEDED:
         on_seeded(p, out);
@@ -486,6 +540,9 @@ void primary_step(struct primary *p, const struct primary_event *ev, uint64_t no
         break;
     case PEV_UNPROTECT:
         on_unprotect(p, now, out);
+        break;
+    case PEV_SWITCHOVER:
+        on_switchover(p, now, out);
         break;
     case PEV_STOP:
         on_stop(p, out);
@@ -504,6 +561,8 @@ uint64_t primary_deadline(const struct primary *p)
         return CORE_NEVER;
     if (p->state == PRIMARY_STARTING)
         at = p->start_deadline_ns;
+    if (p->state == PRIMARY_HANDING)
+        at = p->hand_deadline_ns;
     if (p->link == LINK_UP && p->peer_seen_ns + p->timing.peer_silent_ns < at)
         at = p->peer_seen_ns + p->timing.peer_silent_ns;
     if (p->link == LINK_NONE && p->connect_at_ns < at)
@@ -515,7 +574,9 @@ uint64_t primary_deadline(const struct primary *p)
 
 bool primary_may_cut(const struct primary *p)
 {
-    return p->link == LINK_UP && (p->state == PRIMARY_ARMING || has_pair(p));
+    bool stands = p->handing && (p->state != PRIMARY_HANDING || p->hand_epoch);
+
+    return p->link == LINK_UP && !stands && (p->state == PRIMARY_ARMING || has_pair(p));
 }
 
 uint64_t primary_cut(struct primary *p, uint64_t *ret_term)
@@ -524,6 +585,8 @@ uint64_t primary_cut(struct primary *p, uint64_t *ret_term)
 
     if (p->pair_term && !p->arm_epoch)
         p->arm_epoch = epoch;
+    if (p->state == PRIMARY_HANDING && !p->hand_epoch)
+        p->hand_epoch = epoch;
     *ret_term = p->pair_term;
     return epoch;
 }
@@ -539,18 +602,19 @@ static void init(struct primary *p, const char *self, const struct core_timing *
 }
 
 void primary_init_start(struct primary *p, const char *self, const struct core_timing *timing,
-                        const char *wanted, bool seize, uint64_t now, struct actions *out)
+                        const char *wanted, const struct start_order *order, uint64_t now,
+                        struct actions *out)
 {
     init(p, self, timing);
     p->state = PRIMARY_STARTING;
-    p->seize = seize;
+    p->order = *order;
     name_copy(p->wanted, wanted);
     p->start_deadline_ns = now + timing->start_ns;
     ask_get(p, out);
 }
 
 void primary_init_takeover(struct primary *p, const char *self, const struct core_timing *timing,
-                           const struct arb_record *record, uint64_t epoch)
+                           const struct arb_record *record, uint64_t epoch, struct actions *out)
 {
     init(p, self, timing);
     p->state = PRIMARY_SOLO;
@@ -558,4 +622,5 @@ void primary_init_takeover(struct primary *p, const char *self, const struct cor
     p->ask_at_ns = 0; /* a first look at once */
     p->next_epoch = epoch + 1;
     p->committed = epoch;
+    copy_record(p, false, out);
 }

@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "core/action.h"
+#include "core/copy.h"
 
 /* The primary of one VM: who may release output, and under which record of the arbiter.
  *
@@ -16,8 +17,11 @@
  *                    |                                                |                | swapped
  *                    |  swapped back to solo                          v link lost, ... v
  *                    '---------------------- ISOLATED <----------------------------PROTECTED
- *
- *  any --(stop)--> STOPPING --> STOPPED          any --(another owner found)--> LOST
+ *                                                ^                                    |
+ *                                                '---(gave up)--- HANDING <-----------'
+ *                                                                    |        switchover
+ *  any --(stop)--> STOPPING --> STOPPED                              v
+ *                                      any --(another owner found)--> LOST
  *
  * Up to ARMING the register says {we, solo} and output flows freely. ARMING closes the gate, then
  * has an epoch cut: whatever was released before is covered by it. That epoch carries the pair term
@@ -40,6 +44,12 @@
  * release them, whatever the register says: if it takes over, then with all that it
  * acknowledged), but the VM does not count as protected.
  *
+ * HANDING is a switchover: the VM is stopped for a last epoch, and when that is acknowledged (so its
+ * frames are released) the standby is told to claim. It claims as it would from a dead primary; the
+ * register decides. The VM does not run again before the register has said that it is this
+ * host's alone, so whatever gets lost, and whoever dies, it is continued at one place: a switchover
+ * that is not carried out in time leaves the pair through ISOLATED, and resumes the VM in SOLO.
+ *
  * From STOPPING on nothing leaves: another host may start the VM as soon as the register says that
  * nobody owns it, which is before the answer is here. Acknowledgements commit nothing any more.
  *
@@ -54,6 +64,7 @@ enum primary_state {
     PRIMARY_ARMING,       /* the gate holds; the first epoch with the pair term is on its way */
     PRIMARY_PAIRING,      /* that epoch is acknowledged; solo -> paired is asked for */
     PRIMARY_PROTECTED,    /* the register says paired */
+    PRIMARY_HANDING,      /* as PROTECTED; the VM is being handed over to the standby */
     PRIMARY_ISOLATED,     /* leaving the pair; the register has not answered yet */
     PRIMARY_STOPPING,     /* the register is being given up, then the VM is destroyed */
     PRIMARY_STOPPED,      /* final: stopped on purpose */
@@ -66,7 +77,7 @@ struct primary {
     /* constant */
     char self[WIRE_NAME_BYTES];
     struct core_timing timing;
-    bool seize; /* a start may take the record from another owner (a human's decision) */
+    struct start_order order; /* STARTING */
 
     enum primary_state state;
     struct arb_record record; /* the register as last known; ours to change unless LOST */
@@ -81,11 +92,17 @@ struct primary {
     uint64_t pair_term;  /* ARMING..ISOLATED: the term that epochs carry; otherwise 0 */
     uint64_t arm_epoch;  /* ARMING: the first epoch cut after the gate closed; 0 = not yet cut */
 
+    bool handing;        /* from HANDING on: the VM stands still, or is about to */
+    bool handed;         /* the standby was told to claim */
+    uint64_t hand_epoch; /* HANDING: the last epoch; 0 = not yet cut */
+    uint64_t hand_deadline_ns;
+
     uint64_t ask_id; /* newest question to the arbiter */
     bool asking;     /* it is open */
     struct arb_record asked_for; /* what it wants the record to become */
     uint64_t ask_at_ns;          /* not asking: when to ask (again); CORE_NEVER = nothing to ask */
     uint64_t start_deadline_ns;
+    uint64_t copy_term;  /* newest one that ACT_COPY_RECORD was given; 0 = none */
     bool arbiter_silent; /* the last question got no answer */
     bool seeded;         /* SEEDING: all is there, the register is being looked at */
 };
@@ -101,6 +118,7 @@ enum primary_event_type {
     PEV_SEEDED,       /* every page was sent once and little is dirty */
     PEV_PROTECT,      /* operator: u.host */
     PEV_UNPROTECT,    /* operator */
+    PEV_SWITCHOVER,   /* operator: hand the VM over; ignored unless PROTECTED with the link up */
     PEV_STOP,         /* operator, or the guest powered itself off */
     PEV_VM_DIED,      /* the hypervisor is gone */
 };
@@ -126,14 +144,15 @@ struct primary_event {
 };
 
 /* A VM that shall start on this host: asks the arbiter first (ACT_VM_RUN or ACT_START_REFUSED
- * follows). wanted: standby, or "". */
+ * follows). wanted: standby, or "". order is copied. */
 void primary_init_start(struct primary *p, const char *self, const struct core_timing *timing,
-                        const char *wanted, bool seize, uint64_t now_ns, struct actions *out);
+                        const char *wanted, const struct start_order *order, uint64_t now_ns,
+                        struct actions *out);
 
 /* A VM that this host has just taken over under `record` ({self, solo}); its newest epoch is
  * `epoch`. It is solo until PEV_PROTECT. */
 void primary_init_takeover(struct primary *p, const char *self, const struct core_timing *timing,
-                           const struct arb_record *record, uint64_t epoch);
+                           const struct arb_record *record, uint64_t epoch, struct actions *out);
 
 /* One step: an event at a time (which never goes back). Appends actions to *out. */
 void primary_step(struct primary *p, const struct primary_event *ev, uint64_t now_ns,
@@ -143,7 +162,7 @@ void primary_step(struct primary *p, const struct primary_event *ev, uint64_t no
 uint64_t primary_deadline(const struct primary *p);
 
 /* True when the shell may cut an epoch now (as far as arbitration is concerned: the link is up and
- * past seeding). The controller says whether it should. */
+ * past seeding, and the VM was not handed over with its last one). The controller says whether it should. */
 bool primary_may_cut(const struct primary *p);
 
 /* Numbers an epoch that the shell cuts now: returns its number, *ret_term is what it carries.

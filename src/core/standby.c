@@ -180,9 +180,22 @@ static void on_staged(struct standby *s, const struct standby_event *ev, struct 
     }
 }
 
-static void on_peer_bye(struct standby *s, uint16_t reason, struct actions *out)
+/* The primary's VM stands still at our newest epoch, for us to go on with. The link stays: should
+ * the claim fail, the primary goes on. */
+static void on_switchover(struct standby *s, uint64_t now, struct actions *out)
 {
-    if (reason == WIRE_BYE_VM_DIED && s->state == STANDBY_READY) {
+    s->forced = true;
+    if (s->state == STANDBY_READY)
+        enter_claiming(s, "the primary hands the VM over", out);
+    else if (!s->asking)
+        s->ask_at_ns = now;
+}
+
+static void on_peer_bye(struct standby *s, uint16_t reason, uint64_t now, struct actions *out)
+{
+    if (reason == WIRE_BYE_SWITCHOVER && s->state != STANDBY_RECEIVING) {
+        on_switchover(s, now, out);
+    } else if (reason == WIRE_BYE_VM_DIED && s->state == STANDBY_READY) {
         drop_link(s, 0, out);
         enter_claiming(s, "the primary's hypervisor died", out);
     } else if (reason != WIRE_BYE_VM_DIED || s->state == STANDBY_RECEIVING) {
@@ -244,7 +257,7 @@ void standby_step(struct standby *s, const struct standby_event *ev, uint64_t no
         on_staged(s, ev, out);
         break;
     case SEV_PEER_BYE:
-        on_peer_bye(s, ev->u.bye, out);
+        on_peer_bye(s, ev->u.bye, now, out);
         break;
     case SEV_FAILOVER:
         if (s->state == STANDBY_READY) {

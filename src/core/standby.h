@@ -11,7 +11,7 @@
  *
  *   RECEIVING --(an epoch with a pair term is whole)--> READY
  *       |                                                 |
- *       | link lost                                       | primary silent, its VM died, failover ordered
+ *       | link lost                                       | primary silent, its VM died, failover or switchover
  *       v                                                 v
  *      VOID <------(the record has moved on)--------- CLAIMING --(swap succeeded)--> ACTIVE
  *
@@ -45,7 +45,7 @@ struct standby {
     uint64_t right; /* its pair term; 0 = no right to take over */
 
     uint64_t claimed; /* highest term for which a claim was ever sent; 0 = none */
-    bool forced;      /* CLAIMING: an operator wants it although the primary lives */
+    bool forced;      /* CLAIMING: wanted by an operator or the primary itself, which lives */
     uint64_t ask_id;
     bool asking;
     uint64_t ask_at_ns; /* not asking: when to ask (again); CORE_NEVER = nothing to ask */

@@ -19,6 +19,7 @@ enum {
     REPROTECT_MS = 1000,
     LOOK_MS = 5000,
     START_MS = 10000,
+    HAND_OVER_MS = 2000,
 };
 
 static void settle(struct guard *g);
@@ -286,6 +287,7 @@ static void setup_timing(const struct host_config *config, struct core_timing *r
         .reprotect_ns = REPROTECT_MS * NS_PER_MS,
         .look_ns = LOOK_MS * NS_PER_MS,
         .start_ns = START_MS * NS_PER_MS,
+        .hand_over_ns = HAND_OVER_MS * NS_PER_MS,
     };
 }
 
@@ -347,6 +349,7 @@ static void protect_by(struct guard *g, const char *host)
 
 static void begin(struct guard *g, const struct guard_params *params)
 {
+    struct start_order order = {.seize = params->seize};
     struct core_timing timing;
     struct actions out = {.n = 0};
     unsigned i;
@@ -357,11 +360,11 @@ static void begin(struct guard *g, const struct guard_params *params)
     if (params->takeover) {
         g->takeover = *params->takeover;
         primary_init_takeover(&g->core, g->config->name, &timing, &g->takeover.record,
-                              g->takeover.epoch);
+                              g->takeover.epoch, &out);
         output_announce(g->output);
     } else {
         primary_init_start(&g->core, g->config->name, &timing, g->body->spec.protect.standby,
-                           params->seize, clock_now_ns(), &out);
+                           &order, clock_now_ns(), &out);
     }
     gate_init(&g->gate, g->core.next_epoch);
     for (i = 0; i < out.n; i++)

@@ -189,6 +189,11 @@ static bool act(struct world *w, unsigned host, const struct action *a)
         return frames_release(w, host);
     case ACT_COMMITTED:
         return committed(w, host, a->u.epoch);
+    case ACT_COPY_RECORD:
+    case ACT_HAND_OVER:
+    case ACT_SAY_BYE:
+    case ACT_VM_RESUME:
+        break;
     default: /* the standby's */
         world_fail(w, "a primary wants action %d", (int)a->type);
         break;
@@ -479,13 +484,14 @@ static void guard_init(struct world *w, unsigned host)
 void guard_start(struct world *w, unsigned host, int wanted, bool seize)
 {
     struct sim_guard *g = &w->hosts[host].guard;
+    struct start_order order = {.seize = seize};
     struct actions out;
 
     TRACE(w, "%s guard: starts%s", host_names[host], seize ? ", and seizes" : "");
     guard_init(w, host);
     out.n = 0;
     primary_init_start(&g->core, host_names[host], &w->setup.primary,
-                       wanted == NONE ? "" : host_names[wanted], seize, w->now_ns, &out);
+                       wanted == NONE ? "" : host_names[wanted], &order, w->now_ns, &out);
     gate_init(&g->gate, g->core.next_epoch);
     carry_out(w, host, &out, 0);
 }
@@ -494,10 +500,13 @@ void guard_takeover(struct world *w, unsigned host, const struct arb_record *rec
                     const struct staged *image)
 {
     struct sim_guard *g = &w->hosts[host].guard;
+    struct actions out;
 
     guard_init(w, host);
-    primary_init_takeover(&g->core, host_names[host], &w->setup.primary, record, image->epoch);
+    out.n = 0;
+    primary_init_takeover(&g->core, host_names[host], &w->setup.primary, record, image->epoch,
+                          &out);
     gate_init(&g->gate, g->core.next_epoch);
     vm_activate(w, host, image->state);
-    settle(w, host);
+    carry_out(w, host, &out, 0);
 }
