@@ -2,10 +2,15 @@
 #include "host/vmfile.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <linux/fs.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -25,8 +30,12 @@ struct interval_text {
     char *min, *max;
 };
 
+struct disk_text {
+    char *path, *size, *serial, *read_only, *cache;
+};
+
 struct protect_text {
-    char *standby, *output;
+    char *standby, *output, *copy_rate;
     struct interval_text interval;
 };
 
@@ -35,6 +44,8 @@ struct vm_text {
     uint32_t cpus;
     struct nic_text *nics;
     uint32_t nics_count;
+    struct disk_text *disks;
+    uint32_t disks_count;
     char **qemu_args;
     uint32_t qemu_args_count;
     struct protect_text protect;
@@ -49,6 +60,15 @@ static const cyaml_schema_field_t nic_fields[] = {
     CYAML_FIELD_END,
 };
 
+static const cyaml_schema_field_t disk_fields[] = {
+    TEXT(disk_text, path, 0, VM_PATH_MAX),
+    TEXT(disk_text, size, CYAML_FLAG_OPTIONAL, 32),
+    TEXT(disk_text, serial, CYAML_FLAG_OPTIONAL, VM_SERIAL_BYTES),
+    TEXT(disk_text, read_only, CYAML_FLAG_OPTIONAL, 32),
+    TEXT(disk_text, cache, CYAML_FLAG_OPTIONAL, 32),
+    CYAML_FIELD_END,
+};
+
 static const cyaml_schema_field_t interval_fields[] = {
     TEXT(interval_text, min, CYAML_FLAG_OPTIONAL, 32),
     TEXT(interval_text, max, CYAML_FLAG_OPTIONAL, 32),
@@ -60,11 +80,16 @@ static const cyaml_schema_field_t protect_fields[] = {
     TEXT(protect_text, output, CYAML_FLAG_OPTIONAL, 32),
     CYAML_FIELD_MAPPING("interval", CYAML_FLAG_OPTIONAL, struct protect_text, interval,
                         interval_fields),
+    TEXT(protect_text, copy_rate, CYAML_FLAG_OPTIONAL, 32),
     CYAML_FIELD_END,
 };
 
 static const cyaml_schema_value_t nic_schema = {
     CYAML_VALUE_MAPPING(CYAML_FLAG_DEFAULT, struct nic_text, nic_fields),
+};
+
+static const cyaml_schema_value_t disk_schema = {
+    CYAML_VALUE_MAPPING(CYAML_FLAG_DEFAULT, struct disk_text, disk_fields),
 };
 
 static const cyaml_schema_value_t arg_schema = {
@@ -83,6 +108,8 @@ static const cyaml_schema_field_t vm_fields[] = {
     TEXT(vm_text, firmware, CYAML_FLAG_OPTIONAL, VM_PATH_MAX),
     CYAML_FIELD_SEQUENCE("nics", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct vm_text, nics,
                          &nic_schema, 0, VM_NICS_MAX),
+    CYAML_FIELD_SEQUENCE("disks", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct vm_text, disks,
+                         &disk_schema, 0, VM_DISKS_MAX),
     CYAML_FIELD_SEQUENCE("qemu_args", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct vm_text,
                          qemu_args, &arg_schema, 0, VM_ARGS_MAX),
     CYAML_FIELD_MAPPING("protect", CYAML_FLAG_OPTIONAL, struct vm_text, protect, protect_fields),
@@ -117,18 +144,24 @@ static int number_with_unit(const char *text, const struct unit *units, uint64_t
     return -EINVAL;
 }
 
+/* Numbers of bytes. The first one is for plain bytes. */
+static const struct unit byte_units[] = {
+    {"", 1},
+    {"K", UINT64_C(1) << 10},
+    {"KiB", UINT64_C(1) << 10},
+    {"M", UINT64_C(1) << 20},
+    {"MiB", UINT64_C(1) << 20},
+    {"G", UINT64_C(1) << 30},
+    {"GiB", UINT64_C(1) << 30},
+    {"T", UINT64_C(1) << 40},
+    {"TiB", UINT64_C(1) << 40},
+    {NULL, 0},
+};
+
 static int take_memory(const struct yamlfile *y, const char *text, struct vm_spec *spec,
                        struct err *err)
 {
-    static const struct unit units[] = {
-        {"M", UINT64_C(1) << 20},
-        {"MiB", UINT64_C(1) << 20},
-        {"G", UINT64_C(1) << 30},
-        {"GiB", UINT64_C(1) << 30},
-        {NULL, 0},
-    };
-
-    if (number_with_unit(text, units, &spec->memory_bytes) < 0)
+    if (number_with_unit(text, byte_units + 1, &spec->memory_bytes) < 0)
         return yamlfile_fail(y, err, "memory", "\"%s\" is not a size such as 256M or 2G", text);
     return 0;
 }
@@ -161,6 +194,11 @@ static int take_protect(const struct yamlfile *y, const struct protect_text *tex
     if (text->output && strcmp(text->output, "hold") != 0)
         return yamlfile_fail(y, err, "protect.output", "\"%s\" is not supported; only hold is",
                              text->output);
+    if (text->copy_rate &&
+        number_with_unit(text->copy_rate, byte_units, &protect->copy_rate_bytes) < 0)
+        return yamlfile_fail(y, err, "protect.copy_rate",
+                             "\"%s\" is not a number of bytes per second such as 100M",
+                             text->copy_rate);
     (void)snprintf(protect->standby, sizeof(protect->standby), "%s",
                    text->standby ? text->standby : "");
     r = take_interval(y, "protect.interval.min", text->interval.min, &protect->interval_min_ns,
@@ -228,7 +266,7 @@ static int take_path(const struct yamlfile *y, const char *key, const char *file
     }
     if (!dir)
         return yamlfile_fail(y, err, key, "cannot find the directory of %s", file);
-    n = snprintf(path, VM_PATH_MAX, "%s/%s", dir, text);
+    n = snprintf(path, VM_PATH_MAX, "%s/%s", dir[1] ? dir : "", text);
     if (n >= VM_PATH_MAX)
         return yamlfile_fail(y, err, key, "longer than %d characters with its directory",
                              VM_PATH_MAX - 1);
@@ -248,6 +286,137 @@ static int take_boot(const struct yamlfile *y, const struct vm_text *text, const
     return r;
 }
 
+static const char *disk_key(char key[YAML_PATH_MAX], uint32_t i, const char *member)
+{
+    (void)snprintf(key, YAML_PATH_MAX, "disks[%u].%s", i, member);
+    return key;
+}
+
+/* Reads one of a few words; NULL is `fallback`. *ret_choice is its place in the list. */
+static int take_choice(const struct yamlfile *y, const char *key, const char *text,
+                       const char *const words[2], unsigned fallback, unsigned *ret_choice,
+                       struct err *err)
+{
+    *ret_choice = fallback;
+    for (unsigned i = 0; text; i++) {
+        if (i == 2)
+            return yamlfile_fail(y, err, key, "\"%s\" is neither %s nor %s", text, words[0],
+                                 words[1]);
+        if (strcmp(text, words[i]) == 0) {
+            *ret_choice = i;
+            break;
+        }
+    }
+    return 0;
+}
+
+static int take_disk(const struct yamlfile *y, const struct disk_text *text, const char *file,
+                     uint32_t i, struct vm_disk *disk, struct err *err)
+{
+    static const char *const truth[] = {"false", "true"};
+    static const char *const caches[] = {"writeback", "writethrough"};
+    char key[YAML_PATH_MAX];
+    unsigned read_only, cache;
+    int r;
+
+    if (text->size &&
+        (number_with_unit(text->size, byte_units, &disk->size_bytes) < 0 || disk->size_bytes == 0))
+        return yamlfile_fail(y, err, disk_key(key, i, "size"),
+                             "\"%s\" is not a size such as 512M or 10G", text->size);
+    (void)snprintf(disk->serial, sizeof(disk->serial), "%s", text->serial ? text->serial : "");
+    r = take_path(y, disk_key(key, i, "path"), file, text->path, disk->path, err);
+    if (r == 0)
+        r = take_choice(y, disk_key(key, i, "read_only"), text->read_only, truth, 0, &read_only,
+                        err);
+    if (r == 0)
+        r = take_choice(y, disk_key(key, i, "cache"), text->cache, caches, 0, &cache, err);
+    if (r < 0)
+        return r;
+    disk->read_only = read_only;
+    disk->cache = VM_CACHE_WRITEBACK + cache;
+    return 0;
+}
+
+/* The size of an image in bytes. -ENOTBLK: it is neither a file nor a block device. */
+static int image_size(const char *path, uint64_t *ret_bytes)
+{
+    CLEANUP_FD int fd = -1;
+    struct stat st;
+
+    if (stat(path, &st) < 0)
+        return -errno;
+    if (S_ISREG(st.st_mode)) {
+        *ret_bytes = (uint64_t)st.st_size;
+        return 0;
+    }
+    if (!S_ISBLK(st.st_mode))
+        return -ENOTBLK;
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    return fd < 0 || ioctl(fd, BLKGETSIZE64, ret_bytes) < 0 ? -errno : 0;
+}
+
+/* A new image needs a size, and a directory to be made in. */
+static int check_new_image(const struct yamlfile *y, const char *key, const struct vm_disk *disk,
+                           struct err *err)
+{
+    char dir[VM_PATH_MAX];
+    struct stat st;
+    int n_dir = (int)(strrchr(disk->path, '/') - disk->path);
+
+    (void)snprintf(dir, sizeof(dir), "%.*s/", n_dir, disk->path);
+    if (stat(dir, &st) < 0)
+        return yamlfile_fail(y, err, key, "%s: %s", dir, strerror(errno));
+    if (disk->size_bytes == 0)
+        return yamlfile_fail(y, err, key, "%s does not exist; give a size, and it will be made",
+                             disk->path);
+    return 0;
+}
+
+/* Fits the definition to what is there already. */
+static int take_image(const struct yamlfile *y, const char *key, struct vm_disk *disk,
+                      struct err *err)
+{
+    uint64_t there, rest;
+    int r = image_size(disk->path, &there);
+
+    if (r == -ENOENT)
+        return check_new_image(y, key, disk, err);
+    if (r == -ENOTBLK)
+        return yamlfile_fail(y, err, key, "%s is neither a file nor a block device", disk->path);
+    if (r < 0)
+        return yamlfile_fail(y, err, key, "%s: %s", disk->path, strerror(-r));
+    if (disk->size_bytes && disk->size_bytes != there)
+        return yamlfile_fail(y, err, key,
+                             "%s has %" PRIu64 " bytes, but its size here is %" PRIu64
+                             " (it may be left out)",
+                             disk->path, there, disk->size_bytes);
+    rest = there % VM_PAGE_BYTES;
+    if (there == 0 || rest)
+        return yamlfile_fail(y, err, key,
+                             "%s has %" PRIu64 " bytes, not a multiple of %" PRIu64
+                             "; the next one is %" PRIu64,
+                             disk->path, there, VM_PAGE_BYTES, there - rest + VM_PAGE_BYTES);
+    disk->size_bytes = there;
+    return 0;
+}
+
+static int take_disks(const struct yamlfile *y, const struct vm_text *text, const char *file,
+                      bool with_files, struct vm_spec *spec, struct err *err)
+{
+    for (uint32_t i = 0; i < text->disks_count; i++) {
+        struct vm_disk *disk = &spec->disks[i];
+        char key[YAML_PATH_MAX];
+        int r = take_disk(y, &text->disks[i], file, i, disk, err);
+
+        if (r == 0 && with_files)
+            r = take_image(y, disk_key(key, i, "path"), disk, err);
+        if (r < 0)
+            return r;
+        spec->n_disks = i + 1;
+    }
+    return 0;
+}
+
 static void take_machine(const struct yamlfile *y, const struct vm_text *text, struct vm_spec *spec)
 {
     (void)snprintf(spec->name, sizeof(spec->name), "%s", text->name);
@@ -262,7 +431,7 @@ static void take_machine(const struct yamlfile *y, const struct vm_text *text, s
 }
 
 static int convert(const struct yamlfile *y, const struct vm_text *text, const char *file,
-                   struct vm_spec *spec, struct err *err)
+                   bool with_files, struct vm_spec *spec, struct err *err)
 {
     char field[32];
     struct err why;
@@ -274,6 +443,8 @@ static int convert(const struct yamlfile *y, const struct vm_text *text, const c
         r = take_boot(y, text, file, spec, err);
     if (r == 0)
         r = take_nics(y, text, spec, err);
+    if (r == 0)
+        r = take_disks(y, text, file, with_files, spec, err);
     if (r == 0)
         r = take_protect(y, &text->protect, &spec->protect, err);
     if (r == 0 && vm_spec_check(spec, &field, &why) < 0)
@@ -309,15 +480,9 @@ static int read_text(const char *text, size_t n_text, const char *file, bool wit
 
     if (r < 0)
         return r;
-    if (yamlfile_line(y, "disks"))
-        r = err_set(err, -EINVAL,
-                    "%s:%u: disks are not replicated yet; a VM with a disk is refused until they "
-                    "are",
-                    file, yamlfile_line(y, "disks"));
+    r = yamlfile_read(y, &vm_schema, &data, err);
     if (r == 0)
-        r = yamlfile_read(y, &vm_schema, &data, err);
-    if (r == 0)
-        r = convert(y, data, file, &spec, err);
+        r = convert(y, data, file, with_files, &spec, err);
     if (r == 0 && with_files)
         r = check_files(y, &spec, err);
     yamlfile_data_free(&vm_schema, data);

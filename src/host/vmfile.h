@@ -12,7 +12,8 @@
  * preflight settles on the host where the VM starts. */
 
 /* Reads a VM file. Relative paths in it are taken from its own directory; the files that it
- * names must be readable. 0, or -errno with file, line and reason. Blocks on the disk. */
+ * names must be readable. An image of a disk may be missing: it is made when the VM starts. 0, or
+ * -errno with file, line and reason. Blocks on the disk. */
 int vmfile_load(const char *path, struct vm_spec *ret_spec, struct err *err) US_MUST_CHECK;
 
 /* As vmfile_load(), from a text; `file` names it in errors and says which directory relative paths

@@ -28,7 +28,9 @@ struct config_text {
     uint32_t peers_count;
     struct arbiter_text arbiter;
     struct host_timeouts timeouts;
-    uint32_t staging_mib, gate_mib;
+    uint32_t staging_mib, gate_mib, disk_journal_mib;
+    char **disk_dirs;
+    uint32_t disk_dirs_count;
 };
 
 static const cyaml_schema_field_t peer_fields[] = {
@@ -53,6 +55,10 @@ static const cyaml_schema_field_t timeouts_fields[] = {
     CYAML_FIELD_END,
 };
 
+static const cyaml_schema_value_t path_schema = {
+    CYAML_VALUE_STRING(CYAML_FLAG_POINTER, char *, 1, VM_PATH_MAX - 1),
+};
+
 #define OPTIONAL_PATH(key)                                                                         \
     CYAML_FIELD_STRING_PTR(#key, CYAML_FLAG_OPTIONAL, struct config_text, key, 1, VM_PATH_MAX - 1)
 #define OPTIONAL_NUMBER(key) CYAML_FIELD_UINT(#key, CYAML_FLAG_OPTIONAL, struct config_text, key)
@@ -72,6 +78,9 @@ static const cyaml_schema_field_t config_fields[] = {
                         timeouts_fields),
     OPTIONAL_NUMBER(staging_mib),
     OPTIONAL_NUMBER(gate_mib),
+    OPTIONAL_NUMBER(disk_journal_mib),
+    CYAML_FIELD_SEQUENCE("disk_dirs", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct config_text,
+                         disk_dirs, &path_schema, 0, HOST_DISK_DIRS_MAX),
     CYAML_FIELD_END,
 };
 
@@ -233,6 +242,27 @@ static int take_paths(const struct yamlfile *y, const struct config_text *text,
     return r;
 }
 
+static int take_disk_dirs(const struct yamlfile *y, const struct config_text *text,
+                          struct host_config *config, struct err *err)
+{
+    if (!yamlfile_line(y, "disk_dirs")) {
+        config->n_disk_dirs = 1;
+        return take_dir(y, "disk_dirs", NULL, "/var/lib/understudy/images", config->disk_dirs[0],
+                        err);
+    }
+    for (uint32_t i = 0; i < text->disk_dirs_count; i++) {
+        char path[YAML_PATH_MAX];
+        int r;
+
+        (void)snprintf(path, sizeof(path), "disk_dirs[%u]", i);
+        r = take_dir(y, path, text->disk_dirs[i], NULL, config->disk_dirs[i], err);
+        if (r < 0)
+            return r;
+        config->n_disk_dirs = i + 1;
+    }
+    return 0;
+}
+
 static int convert(const struct yamlfile *y, const struct config_text *text,
                    struct host_config *config, struct err *err)
 {
@@ -253,6 +283,11 @@ static int convert(const struct yamlfile *y, const struct config_text *text,
                         err);
     if (r == 0)
         r = take_number(y, "gate_mib", text->gate_mib, 64, 1, 4096, &config->gate_mib, err);
+    if (r == 0)
+        r = take_number(y, "disk_journal_mib", text->disk_journal_mib, 64, 16, 4096,
+                        &config->disk_journal_mib, err);
+    if (r == 0)
+        r = take_disk_dirs(y, text, config, err);
     return r;
 }
 
@@ -302,4 +337,46 @@ const struct host_peer *host_config_peer(const struct host_config *config, const
             return &config->peers[i];
     }
     return NULL;
+}
+
+/* True when the directory `dir`, resolved, is `top` or lies below it. */
+static bool dir_below(const char *dir, const char *top)
+{
+    CLEANUP_FREE char *resolved = realpath(top, NULL);
+    size_t n = resolved ? strlen(resolved) : 0;
+
+    if (n == 0 || strncmp(dir, resolved, n) != 0)
+        return false;
+    return n == 1 || dir[n] == '/' || dir[n] == '\0'; /* one byte: the root */
+}
+
+static int disk_allowed(const char *path, const struct host_config *config, struct err *err)
+{
+    char parent[VM_PATH_MAX];
+    CLEANUP_FREE char *dir = NULL;
+
+    (void)snprintf(parent, sizeof(parent), "%s", path);
+    *(strrchr(parent, '/') + 1) = '\0';
+    dir = realpath(parent, NULL);
+    if (!dir)
+        return err_sys(err, -errno, "%s", parent);
+    for (uint32_t i = 0; i < config->n_disk_dirs; i++) {
+        if (strcmp(path, config->disk_dirs[i]) == 0 || dir_below(dir, config->disk_dirs[i]))
+            return 0;
+    }
+    return err_set(err, -EACCES, "%s is not in the disk_dirs of %s (understudy.yaml)", path,
+                   config->name);
+}
+
+int vm_disks_allowed(const struct vm_spec *spec, const struct host_config *config, struct err *err)
+{
+    for (uint32_t i = 0; i < spec->n_disks; i++) {
+        int r = disk_allowed(spec->disks[i].path, config, err);
+
+        if (r < 0) {
+            err_prefix(err, "disks[%u]", i);
+            return r;
+        }
+    }
+    return 0;
 }

@@ -15,6 +15,7 @@
 enum {
     HOST_ADDRESS_MAX = 64, /* bytes of "ADDRESS:PORT" with the NUL */
     HOST_PEERS_MAX = 16,
+    HOST_DISK_DIRS_MAX = 16,
 };
 
 struct host_peer {
@@ -41,8 +42,12 @@ struct host_config {
     char emulator[VM_PATH_MAX];
     char guard[VM_PATH_MAX]; /* the program understudy-guard */
     struct host_timeouts timeouts;
-    uint32_t staging_mib; /* per VM, at its primary: epochs captured and not yet sent */
-    uint32_t gate_mib;    /* per VM: frames held */
+    uint32_t staging_mib;      /* per VM, at its primary: epochs captured and not yet sent */
+    uint32_t gate_mib;         /* per VM: frames held */
+    uint32_t disk_journal_mib; /* per VM: disk writes that the standby does not have yet */
+    /* Where a peer may have images opened and made: directories, or single block devices. */
+    uint32_t n_disk_dirs;
+    char disk_dirs[HOST_DISK_DIRS_MAX][VM_PATH_MAX];
 };
 
 /* The configuration file to use: `option` (from --config) if it is not NULL, else the environment's
@@ -60,5 +65,11 @@ int host_config_parse(const char *text, size_t n_text, const char *file,
 
 /* The peer of that name, or NULL. Borrowed from `config`. */
 const struct host_peer *host_config_peer(const struct host_config *config, const char *name);
+
+/* Whether a standby may open, or make, the images of a VM that a peer defines: each one's directory
+ * lies, symbolic links resolved, in one of disk_dirs, or its path is listed there itself. 0;
+ * -EACCES or the error of looking for the directory, with the reason. Blocks on the disk. */
+int vm_disks_allowed(const struct vm_spec *spec, const struct host_config *config,
+                     struct err *err) US_MUST_CHECK;
 
 #endif

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
+#include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -13,6 +14,9 @@
 #define INTERVAL_MIN_NS UINT64_C(1000000)
 #define INTERVAL_MAX_NS UINT64_C(10000000000)
 #define LETTERS_DIGITS  "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+
+#define DISK_MAX      (UINT64_C(64) << 40)
+#define COPY_RATE_MIN (UINT64_C(64) << 10)
 
 enum { CPUS_MAX = 64 };
 
@@ -67,8 +71,8 @@ static int check_boot(const struct vm_spec *s, char (*f)[32], struct err *err)
         r = check_path(s->firmware, "firmware", f, err);
     if (r < 0)
         return r;
-    if (!s->kernel[0] && !s->firmware[0])
-        return bad(f, "", err, "nothing to boot: give a kernel or a firmware");
+    if (!s->kernel[0] && !s->firmware[0] && s->n_disks == 0)
+        return bad(f, "", err, "nothing to boot: give a kernel, a firmware or a disk");
     if (s->kernel[0] && s->firmware[0])
         return bad(f, "firmware", err, "give a kernel or a firmware, not both");
     if (s->initrd[0] && !s->kernel[0])
@@ -102,16 +106,93 @@ static int check_nic(const struct vm_spec *s, uint32_t i, char (*f)[32], struct 
     return 0;
 }
 
-static int check_lists(const struct vm_spec *s, char (*f)[32], struct err *err)
+/* One spelling per file, so that two hosts, and two disks, can be compared by their paths. */
+static bool plain_path(const char *path)
 {
-    if (s->n_nics > VM_NICS_MAX)
-        return bad(f, "nics", err, "more than %d NICs", VM_NICS_MAX);
-    for (uint32_t i = 0; i < s->n_nics; i++) {
-        int r = check_nic(s, i, f, err);
+    while (*path == '/') {
+        size_t n = strcspn(++path, "/");
+
+        if (n == 0 || (n == 1 && path[0] == '.') || (n == 2 && path[0] == '.' && path[1] == '.'))
+            return false;
+        path += n;
+    }
+    return true;
+}
+
+static int check_disk_size(uint64_t bytes, const char *field, char (*f)[32], struct err *err)
+{
+    uint64_t nearest = (bytes + VM_PAGE_BYTES / 2) / VM_PAGE_BYTES * VM_PAGE_BYTES;
+
+    if (bytes == 0)
+        return bad(f, field, err, "not given");
+    if (bytes > DISK_MAX)
+        return bad(f, field, err, "%" PRIu64 " is more than 64T", bytes);
+    if (bytes % VM_PAGE_BYTES)
+        return bad(f, field, err,
+                   "%" PRIu64 " is not a multiple of %" PRIu64 "; the nearest is %" PRIu64, bytes,
+                   VM_PAGE_BYTES, nearest ? nearest : VM_PAGE_BYTES);
+    return 0;
+}
+
+static int check_disk(const struct vm_spec *s, uint32_t i, char (*f)[32], struct err *err)
+{
+    const struct vm_disk *disk = &s->disks[i];
+    char field[32];
+    int r;
+
+    (void)snprintf(field, sizeof(field), "disks[%u].path", i);
+    r = check_path(disk->path, field, f, err);
+    if (r < 0)
+        return r;
+    if (!disk->path[0] || !plain_path(disk->path))
+        return bad(f, field, err,
+                   "\"%s\": write it without \".\", \"..\", \"//\" and \"/\" at its end",
+                   disk->path);
+    for (uint32_t j = 0; j < i; j++) {
+        if (strcmp(disk->path, s->disks[j].path) == 0)
+            return bad(f, field, err, "the same as that of disks[%u]", j);
+    }
+    (void)snprintf(field, sizeof(field), "disks[%u].size", i);
+    r = check_disk_size(disk->size_bytes, field, f, err);
+    if (r < 0)
+        return r;
+    (void)snprintf(field, sizeof(field), "disks[%u].serial", i);
+    if (!only(disk->serial, LETTERS_DIGITS "._-+:"))
+        return bad(f, field, err,
+                   "\"%s\" has other characters than a-z, A-Z, 0-9 and ._-+:", disk->serial);
+    (void)snprintf(field, sizeof(field), "disks[%u].cache", i);
+    if (disk->cache != VM_CACHE_WRITEBACK && disk->cache != VM_CACHE_WRITETHROUGH)
+        return bad(f, field, err, "must be \"writeback\" or \"writethrough\"");
+    return 0;
+}
+
+static int check_disks(const struct vm_spec *s, char (*f)[32], struct err *err)
+{
+    if (s->n_disks > VM_DISKS_MAX)
+        return bad(f, "disks", err, "more than %d disks", VM_DISKS_MAX);
+    for (uint32_t i = 0; i < s->n_disks; i++) {
+        int r = check_disk(s, i, f, err);
 
         if (r < 0)
             return r;
     }
+    return 0;
+}
+
+static int check_lists(const struct vm_spec *s, char (*f)[32], struct err *err)
+{
+    int r;
+
+    if (s->n_nics > VM_NICS_MAX)
+        return bad(f, "nics", err, "more than %d NICs", VM_NICS_MAX);
+    for (uint32_t i = 0; i < s->n_nics; i++) {
+        r = check_nic(s, i, f, err);
+        if (r < 0)
+            return r;
+    }
+    r = check_disks(s, f, err);
+    if (r < 0)
+        return r;
     if (s->n_qemu_args > VM_ARGS_MAX)
         return bad(f, "qemu_args", err, "more than %d arguments", VM_ARGS_MAX);
     for (uint32_t i = 0; i < s->n_qemu_args; i++) {
@@ -136,6 +217,9 @@ static int check_protect(const struct vm_protect *p, char (*f)[32], struct err *
         return bad(f, "protect.interval.min", err, "longer than the longest interval");
     if (p->output != VM_OUTPUT_HOLD)
         return bad(f, "protect.output", err, "must be \"hold\"");
+    if (p->copy_rate_bytes &&
+        (p->copy_rate_bytes < COPY_RATE_MIN || p->copy_rate_bytes > INT64_MAX))
+        return bad(f, "protect.copy_rate", err, "less than 64K a second, or too much");
     return 0;
 }
 

@@ -40,6 +40,26 @@ static json_t *append(json_t *list, json_t *value)
     return NULL;
 }
 
+static const char *const cache_names[] = {
+    [VM_CACHE_WRITEBACK] = "writeback",
+    [VM_CACHE_WRITETHROUGH] = "writethrough",
+};
+
+static json_t *disks_from_spec(const struct vm_spec *s)
+{
+    json_t *disks = json_array();
+
+    for (uint32_t i = 0; i < s->n_disks; i++) {
+        const struct vm_disk *disk = &s->disks[i];
+
+        disks = append(disks,
+                       json_pack("{s:s, s:I, s:s, s:b, s:s}", "path", disk->path, "size_bytes",
+                                 (json_int_t)disk->size_bytes, "serial", disk->serial, "read_only",
+                                 disk->read_only, "cache", cache_names[disk->cache]));
+    }
+    return disks;
+}
+
 json_t *vm_json_from_spec(const struct vm_spec *s)
 {
     json_t *nics = json_array(), *args = json_array();
@@ -53,14 +73,16 @@ json_t *vm_json_from_spec(const struct vm_spec *s)
     for (uint32_t i = 0; i < s->n_qemu_args; i++)
         args = append(args, json_string(s->qemu_args[i]));
 
-    return json_pack("{s:s, s:I, s:I, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:o, s:o,"
-                     " s:{s:s, s:I, s:I, s:s}}",
+    return json_pack("{s:s, s:I, s:I, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:o, s:o, s:o,"
+                     " s:{s:s, s:I, s:I, s:s, s:I}}",
                      "name", s->name, "memory_bytes", (json_int_t)s->memory_bytes, "cpus",
                      (json_int_t)s->cpus, "machine", s->machine, "cpu", s->cpu_model, "accel",
                      s->accel, "kernel", s->kernel, "initrd", s->initrd, "append", s->append,
-                     "firmware", s->firmware, "nics", nics, "qemu_args", args, "protect", "standby",
-                     s->protect.standby, "interval_min_ns", (json_int_t)s->protect.interval_min_ns,
-                     "interval_max_ns", (json_int_t)s->protect.interval_max_ns, "output", "hold");
+                     "firmware", s->firmware, "nics", nics, "disks", disks_from_spec(s),
+                     "qemu_args", args, "protect", "standby", s->protect.standby, "interval_min_ns",
+                     (json_int_t)s->protect.interval_min_ns, "interval_max_ns",
+                     (json_int_t)s->protect.interval_max_ns, "output", "hold", "copy_rate_bytes",
+                     (json_int_t)s->protect.copy_rate_bytes);
 }
 
 static int copy(char *to, size_t n_to, const char *from, const char *key, struct err *err)
@@ -85,6 +107,36 @@ static int read_nics(json_t *list, struct vm_spec *s, struct err *err)
         if (mac_parse(mac, nic->mac) < 0)
             return err_set(err, -EPROTO, "nics[%u].mac: not a MAC address", s->n_nics);
         if (copy(nic->bridge, sizeof(nic->bridge), bridge, "bridge", err) < 0)
+            return -EPROTO;
+    }
+    return 0;
+}
+
+static int read_disks(json_t *list, struct vm_spec *s, struct err *err)
+{
+    if (json_array_size(list) > VM_DISKS_MAX)
+        return err_set(err, -EPROTO, "disks: more than %d", VM_DISKS_MAX);
+    for (; s->n_disks < json_array_size(list); s->n_disks++) {
+        struct vm_disk *disk = &s->disks[s->n_disks];
+        const char *path, *serial, *cache;
+        json_error_t why;
+        json_int_t size;
+        int read_only;
+
+        if (json_unpack_ex(json_array_get(list, s->n_disks), &why, JSON_STRICT,
+                           "{s:s, s:I, s:s, s:b, s:s}", "path", &path, "size_bytes", &size,
+                           "serial", &serial, "read_only", &read_only, "cache", &cache) < 0)
+            return err_set(err, -EPROTO, "disks[%u]: %s", s->n_disks, why.text);
+        if (size < 0)
+            return err_set(err, -EPROTO, "disks[%u].size_bytes: out of range", s->n_disks);
+        for (unsigned i = VM_CACHE_WRITEBACK; i <= VM_CACHE_WRITETHROUGH; i++) {
+            if (strcmp(cache, cache_names[i]) == 0)
+                disk->cache = i;
+        }
+        disk->size_bytes = (uint64_t)size;
+        disk->read_only = read_only;
+        if (copy(disk->path, sizeof(disk->path), path, "path", err) < 0 ||
+            copy(disk->serial, sizeof(disk->serial), serial, "serial", err) < 0)
             return -EPROTO;
     }
     return 0;
@@ -145,8 +197,8 @@ int vm_json_to_spec(const json_t *json, struct vm_spec *ret_spec, struct err *er
 {
     struct vm_spec s = {0};
     struct spec_texts t;
-    json_t *nics, *args;
-    json_int_t memory, cpus, interval_min, interval_max;
+    json_t *nics, *disks, *args;
+    json_int_t memory, cpus, interval_min, interval_max, copy_rate;
     json_error_t why;
     char field[32];
     int r;
@@ -155,26 +207,31 @@ int vm_json_to_spec(const json_t *json, struct vm_spec *ret_spec, struct err *er
         return err_set(err, -EPROTO, "there is no definition");
     /* json_unpack does not change what it reads; its parameter is not const for old callers. */
     if (json_unpack_ex((json_t *)(uintptr_t)json, &why, JSON_STRICT,
-                       "{s:s, s:I, s:I, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:o, s:o,"
-                       " s:{s:s, s:I, s:I, s:s}}",
+                       "{s:s, s:I, s:I, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:o, s:o, s:o,"
+                       " s:{s:s, s:I, s:I, s:s, s:I}}",
                        "name", &t.name, "memory_bytes", &memory, "cpus", &cpus, "machine",
                        &t.machine, "cpu", &t.cpu, "accel", &t.accel, "kernel", &t.kernel, "initrd",
                        &t.initrd, "append", &t.append, "firmware", &t.firmware, "nics", &nics,
-                       "qemu_args", &args, "protect", "standby", &t.standby, "interval_min_ns",
-                       &interval_min, "interval_max_ns", &interval_max, "output", &t.output) < 0)
+                       "disks", &disks, "qemu_args", &args, "protect", "standby", &t.standby,
+                       "interval_min_ns", &interval_min, "interval_max_ns", &interval_max, "output",
+                       &t.output, "copy_rate_bytes", &copy_rate) < 0)
         return err_set(err, -EPROTO, "%s", why.text);
-    if (!json_is_array(nics) || !json_is_array(args))
-        return err_set(err, -EPROTO, "nics and qemu_args must be lists");
-    if (memory < 0 || cpus < 0 || cpus > UINT32_MAX || interval_min < 0 || interval_max < 0)
+    if (!json_is_array(nics) || !json_is_array(disks) || !json_is_array(args))
+        return err_set(err, -EPROTO, "nics, disks and qemu_args must be lists");
+    if (memory < 0 || cpus < 0 || cpus > UINT32_MAX || interval_min < 0 || interval_max < 0 ||
+        copy_rate < 0)
         return err_set(err, -EPROTO, "a number is out of range");
     s.memory_bytes = (uint64_t)memory;
     s.cpus = (uint32_t)cpus;
     s.protect.interval_min_ns = (uint64_t)interval_min;
     s.protect.interval_max_ns = (uint64_t)interval_max;
+    s.protect.copy_rate_bytes = (uint64_t)copy_rate;
 
     r = read_texts(&t, &s, err);
     if (r == 0)
         r = read_nics(nics, &s, err);
+    if (r == 0)
+        r = read_disks(disks, &s, err);
     if (r == 0)
         r = read_args(args, &s, err);
     if (r < 0)

@@ -13,9 +13,11 @@
  *
  *   {"name": "web", "memory_bytes": 268435456, "cpus": 1, "machine": "pc-i440fx-7.2",
  *    "cpu": "qemu64", "accel": "tcg", "kernel": "/boot/vmlinuz", "initrd": "", "append": "",
- *    "firmware": "", "nics": [{"mac": "52:54:00:12:34:56", "bridge": "br0"}], "qemu_args": [],
+ *    "firmware": "", "nics": [{"mac": "52:54:00:12:34:56", "bridge": "br0"}],
+ *    "disks": [{"path": "/srv/web.img", "size_bytes": 10737418240, "serial": "data1",
+ *               "read_only": false, "cache": "writeback"}], "qemu_args": [],
  *    "protect": {"standby": "hostb", "interval_min_ns": 5000000, "interval_max_ns": 500000000,
- *                "output": "hold"}} */
+ *                "output": "hold", "copy_rate_bytes": 0}} */
 
 enum { VM_JSON_MAX = 64 * 1024 }; /* bytes; more than the largest definition can need */
 

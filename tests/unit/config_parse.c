@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "io/config.h"
@@ -36,6 +37,9 @@ static void test_defaults(void **state)
     assert_int_equal(c.timeouts.primary_ms, 150);
     assert_int_equal(c.staging_mib, 256);
     assert_int_equal(c.gate_mib, 64);
+    assert_int_equal(c.disk_journal_mib, 64);
+    assert_int_equal(c.n_disk_dirs, 1);
+    assert_string_equal(c.disk_dirs[0], "/var/lib/understudy/images");
 }
 
 static void test_everything(void **state)
@@ -57,7 +61,9 @@ static void test_everything(void **state)
                            "guard: /opt/guard\n"
                            "timeouts: {heartbeat_ms: 50, standby_ms: 150, primary_ms: 151}\n"
                            "staging_mib: 16\n"
-                           "gate_mib: 1\n",
+                           "gate_mib: 1\n"
+                           "disk_journal_mib: 4096\n"
+                           "disk_dirs: [/srv/images/, /dev/vg0]\n",
                            &c, &err),
                      0);
     assert_int_equal(c.n_peers, 2);
@@ -68,6 +74,10 @@ static void test_everything(void **state)
     assert_string_equal(c.guard, "/opt/guard");
     assert_int_equal(c.timeouts.standby_ms, 150);
     assert_int_equal(c.gate_mib, 1);
+    assert_int_equal(c.disk_journal_mib, 4096);
+    assert_int_equal(c.n_disk_dirs, 2);
+    assert_string_equal(c.disk_dirs[0], "/srv/images");
+    assert_string_equal(c.disk_dirs[1], "/dev/vg0");
 }
 
 static const struct {
@@ -98,6 +108,10 @@ static const struct {
     {HEAD "gate_mib: many\n", "u.yaml:5: gate_mib: not a number in range"},
     {HEAD "gate_mib: -1\n", "u.yaml:5: gate_mib: not a number in range"},
     {HEAD "gate_mib: 0\n", "u.yaml:5: gate_mib: 0 is not in 1 to 4096"},
+    {HEAD "disk_journal_mib: 15\n", "u.yaml:5: disk_journal_mib: 15 is not in 16 to 4096"},
+    {HEAD "disk_dirs: /srv\n", "u.yaml:5: disk_dirs: a list belongs here"},
+    {HEAD "disk_dirs:\n- /srv\n- images\n",
+     "u.yaml:7: disk_dirs[1]: \"images\" is not an absolute path"},
     {HEAD "peers: hostb\n", "u.yaml:5: peers: a list belongs here"},
     {HEAD "peers:\n- {}\n", "u.yaml:6: peers[0]: \"name\" is missing"},
     {HEAD "peers:\n- name: hostb\n", "u.yaml:6: peers[0]: \"address\" is missing"},
@@ -190,12 +204,78 @@ static void test_which_file(void **state)
     assert_string_equal(host_config_path("/y.yaml"), "/y.yaml");
 }
 
+/* May a standby open that image, when disk_dirs are a file that the first disk is on, and `top`?
+ * Paths that begin with "@" start from `dir`. */
+static int allowed(const char *dir, const char *image, const char *top)
+{
+    struct host_config c = {.name = "hostb", .n_disk_dirs = 2};
+    struct vm_spec spec = {.n_disks = 2};
+    struct err err = {""};
+    int r;
+
+    (void)snprintf(c.disk_dirs[0], VM_PATH_MAX, "%s/none", dir);
+    (void)snprintf(c.disk_dirs[1], VM_PATH_MAX, "%s%s", top[0] == '@' ? dir : "",
+                   top + (top[0] == '@'));
+    (void)snprintf(spec.disks[0].path, VM_PATH_MAX, "%s/none", dir);
+    (void)snprintf(spec.disks[1].path, VM_PATH_MAX, "%s%s", image[0] == '@' ? dir : "",
+                   image + (image[0] == '@'));
+    r = vm_disks_allowed(&spec, &c, &err);
+    if (r < 0)
+        assert_non_null(strstr(err.text, "disks[1]: "));
+    return r;
+}
+
+static void test_disk_dirs(void **state)
+{
+    static const struct {
+        const char *image, *top;
+        int r;
+    } cases[] = {
+        {"@/in/x.img", "@/in", 0},
+        {"@/in/deep/x.img", "@/in", 0},
+        {"@/in/x.img", "@/alias", 0},
+        {"@/alias/x.img", "@/in", 0},
+        {"/x.img", "/", 0},
+        {"/dev/vda", "/dev/vda", 0},
+        {"/dev/vdb", "/dev/vda", -EACCES},
+        {"@/inner/x.img", "@/in", -EACCES},
+        {"@/x.img", "@/in", -EACCES},
+        {"@/in/out/x.img", "@/in", -EACCES},
+        {"@/in/none/x.img", "@/in", -ENOENT},
+    };
+    struct host_config none = {.name = "hostb"};
+    struct vm_spec spec = {.n_disks = 1, .disks = {{.path = "/tmp/x.img"}}};
+    char dir[] = "/tmp/config_parse.XXXXXX";
+    char old[VM_PATH_MAX];
+    struct err err = {""};
+
+    assert_non_null(getcwd(old, sizeof(old)));
+    assert_non_null(mkdtemp(dir));
+    assert_int_equal(chdir(dir), 0);
+    assert_int_equal(mkdir("in", 0700) | mkdir("in/deep", 0700) | mkdir("inner", 0700), 0);
+    assert_int_equal(symlink("/etc", "in/out") | symlink("in", "alias"), 0);
+
+    for (size_t i = 0; i < N_OF(cases); i++) {
+        if (allowed(dir, cases[i].image, cases[i].top) != cases[i].r)
+            fail_msg("%s in %s", cases[i].image, cases[i].top);
+    }
+    assert_int_equal(vm_disks_allowed(&spec, &none, &err), -EACCES);
+    assert_string_equal(err.text, "disks[0]: /tmp/x.img is not in the disk_dirs of hostb "
+                                  "(understudy.yaml)");
+
+    assert_int_equal(unlink("in/out") | unlink("alias"), 0);
+    assert_int_equal(rmdir("in/deep") | rmdir("in") | rmdir("inner"), 0);
+    assert_int_equal(chdir(old), 0);
+    assert_int_equal(rmdir(dir), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_defaults), cmocka_unit_test(test_everything),
-        cmocka_unit_test(test_mistakes), cmocka_unit_test(test_addresses),
-        cmocka_unit_test(test_files),    cmocka_unit_test(test_which_file),
+        cmocka_unit_test(test_defaults),  cmocka_unit_test(test_everything),
+        cmocka_unit_test(test_mistakes),  cmocka_unit_test(test_addresses),
+        cmocka_unit_test(test_files),     cmocka_unit_test(test_which_file),
+        cmocka_unit_test(test_disk_dirs),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -155,12 +155,13 @@ static const char *order(const struct fixture *f, const char *command, const cha
 
 static const char *start(const struct fixture *f, const char *vm, bool seize)
 {
-    json_t *spec = json_pack(
-        "{s:s, s:i, s:i, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:[], s:[], s:{s:s, s:i, s:i, s:s}}",
-        "name", vm, "memory_bytes", 64 << 20, "cpus", 1, "machine", "", "cpu", "", "accel", "",
-        "kernel", "/k", "initrd", "", "append", "", "firmware", "", "nics", "qemu_args", "protect",
-        "standby", "hosta", "interval_min_ns", 5000000, "interval_max_ns", 500000000, "output",
-        "hold");
+    json_t *spec =
+        json_pack("{s:s, s:i, s:i, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:[], s:[], s:[], "
+                  "s:{s:s, s:i, s:i, s:s, s:i}}",
+                  "name", vm, "memory_bytes", 64 << 20, "cpus", 1, "machine", "", "cpu", "",
+                  "accel", "", "kernel", "/k", "initrd", "", "append", "", "firmware", "", "nics",
+                  "disks", "qemu_args", "protect", "standby", "hosta", "interval_min_ns", 5000000,
+                  "interval_max_ns", 500000000, "output", "hold", "copy_rate_bytes", 0);
 
     return ask(f, json_pack("{s:s, s:o, s:b}", "command", "start", "vm", spec, "seize", seize));
 }

@@ -10,8 +10,11 @@ static const char golden[] =
     "{\"name\":\"web\",\"memory_bytes\":268435456,\"cpus\":2,\"machine\":\"pc-i440fx-7.2\","
     "\"cpu\":\"qemu64\",\"accel\":\"tcg\",\"kernel\":\"/k\",\"initrd\":\"/i\",\"append\":\"quiet\","
     "\"firmware\":\"\",\"nics\":[{\"mac\":\"52:54:00:12:34:56\",\"bridge\":\"br0\"}],"
+    "\"disks\":[{\"path\":\"/d\",\"size_bytes\":1073741824,\"serial\":\"s1\","
+    "\"read_only\":false,\"cache\":\"writeback\"}],"
     "\"qemu_args\":[\"-device\",\"virtio-rng-pci\"],\"protect\":{\"standby\":\"hostb\","
-    "\"interval_min_ns\":5000000,\"interval_max_ns\":500000000,\"output\":\"hold\"}}";
+    "\"interval_min_ns\":5000000,\"interval_max_ns\":500000000,\"output\":\"hold\","
+    "\"copy_rate_bytes\":1000000}}";
 
 static struct vm_spec sample(void)
 {
@@ -27,12 +30,16 @@ static struct vm_spec sample(void)
         .append = "quiet",
         .n_nics = 1,
         .nics = {{.mac = {0x52, 0x54, 0, 0x12, 0x34, 0x56}, .bridge = "br0"}},
+        .n_disks = 1,
+        .disks =
+            {{.path = "/d", .size_bytes = 1 << 30, .serial = "s1", .cache = VM_CACHE_WRITEBACK}},
         .n_qemu_args = 2,
         .qemu_args = {"-device", "virtio-rng-pci"},
         .protect = {.standby = "hostb",
                     .interval_min_ns = 5000000,
                     .interval_max_ns = 500000000,
-                    .output = VM_OUTPUT_HOLD},
+                    .output = VM_OUTPUT_HOLD,
+                    .copy_rate_bytes = 1000000},
     };
 }
 
@@ -68,6 +75,18 @@ static void test_full(void **state)
     for (uint32_t i = 0; i < VM_NICS_MAX; i++)
         s.nics[i] =
             (struct vm_nic){.mac = {2, 0, 0, 0, 0, (uint8_t)i}, .bridge = "a23456789012345"};
+    s.n_disks = VM_DISKS_MAX;
+    for (uint32_t i = 0; i < VM_DISKS_MAX; i++) {
+        struct vm_disk *disk = &s.disks[i];
+
+        *disk = (struct vm_disk){.size_bytes = UINT64_C(64) << 40,
+                                 .serial = "a2345678901234567890",
+                                 .read_only = true,
+                                 .cache = VM_CACHE_WRITETHROUGH};
+        memset(disk->path, '"', sizeof(disk->path) - 1);
+        disk->path[0] = '/';
+        disk->path[1] = (char)('a' + i);
+    }
     s.n_qemu_args = VM_ARGS_MAX;
     for (uint32_t i = 0; i < VM_ARGS_MAX; i++)
         memset(s.qemu_args[i], '\\', VM_ARG_LEN_MAX - 1);
@@ -116,9 +135,30 @@ static void test_refusals(void **state)
     assert_string_equal(twisted("\"bridge\":\"br0\"", "\"bridge\":\"br0\",\"x\":1"),
                         "nics[0]: 1 object item(s) left unpacked: x");
     assert_string_equal(twisted("br0", "a234567890123456"), "bridge: longer than 15 bytes");
+    assert_string_equal(twisted("\"/d\"", "\"d\""), "disks[0].path: \"d\" is not an absolute path");
+    assert_non_null(strstr(twisted("\"/d\"", "\"\""), "disks[0].path: \"\": write it without"));
+    assert_non_null(strstr(twisted("\"/d\"", "\"/a/../d\""), "disks[0].path: \"/a/../d\": write"));
+    assert_string_equal(twisted("\"/d\"", "\"/d\\n\""), "disks[0].path: has a control character");
+    assert_string_equal(twisted("1073741824", "1073741825"),
+                        "disks[0].size: 1073741825 is not a multiple of 4096; the nearest is "
+                        "1073741824");
+    assert_string_equal(twisted("1073741824", "-4096"), "disks[0].size_bytes: out of range");
+    assert_string_equal(twisted("1073741824", "0"), "disks[0].size: not given");
+    assert_string_equal(twisted("s1", "s1,x"), "disks[0].serial: \"s1,x\" has other characters "
+                                               "than a-z, A-Z, 0-9 and ._-+:");
+    assert_string_equal(twisted("s1", "a23456789012345678901"), "serial: longer than 20 bytes");
+    assert_string_equal(twisted("\"writeback\"", "\"unsafe\""),
+                        "disks[0].cache: must be \"writeback\" or \"writethrough\"");
+    assert_string_equal(twisted("\"read_only\":false", "\"read_only\":0"),
+                        "disks[0]: Expected true or false, got integer");
+    assert_string_equal(twisted("\"read_only\":false,", ""),
+                        "disks[0]: Object item not found: read_only");
+    assert_string_equal(twisted("1000000}", "1000}"),
+                        "protect.copy_rate: less than 64K a second, or too much");
+    assert_string_equal(twisted("1000000}", "-1}"), "a number is out of range");
     assert_string_equal(twisted("\"-device\"", "7"), "qemu_args[0]: not a string");
     assert_string_equal(twisted("[\"-device\",\"virtio-rng-pci\"]", "{}"),
-                        "nics and qemu_args must be lists");
+                        "nics, disks and qemu_args must be lists");
     assert_string_equal(twisted("\"hold\"", "\"drop\""), "protect.output: not \"hold\"");
     assert_string_equal(twisted("500000000", "4000000"),
                         "protect.interval.min: longer than the longest interval");

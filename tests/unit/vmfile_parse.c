@@ -30,6 +30,8 @@ static void test_defaults(void **state)
     assert_string_equal(s.cpu_model, "qemu64");
     assert_string_equal(s.accel, "");
     assert_int_equal(s.n_nics, 0);
+    assert_int_equal(s.n_disks, 0);
+    assert_int_equal(s.protect.copy_rate_bytes, 0);
     assert_string_equal(s.protect.standby, "");
     assert_int_equal(s.protect.interval_min_ns, 5000000);
     assert_int_equal(s.protect.interval_max_ns, 500000000);
@@ -54,8 +56,17 @@ static void test_everything(void **state)
                            "    bridge: br0\n"
                            "  - bridge: br1\n"
                            "qemu_args: [-device, virtio-rng-pci, '']\n"
+                           "disks:\n"
+                           "  - path: web.img\n"
+                           "    size: 10G\n"
+                           "  - path: /dev/vg0/web\n"
+                           "    size: 8192\n"
+                           "    serial: data_1\n"
+                           "    read_only: true\n"
+                           "    cache: writethrough\n"
                            "protect:\n"
                            "  standby: hostb\n"
+                           "  copy_rate: 100M\n"
                            "  interval: {min: 2500us, max: 1s}\n"
                            "  output: hold\n",
                            &s, &err),
@@ -73,6 +84,18 @@ static void test_everything(void **state)
     assert_string_equal(s.protect.standby, "hostb");
     assert_int_equal(s.protect.interval_min_ns, 2500000);
     assert_int_equal(s.protect.interval_max_ns, 1000000000);
+    assert_int_equal(s.n_disks, 2);
+    assert_string_equal(s.disks[0].path, "/etc/web.img");
+    assert_int_equal(s.disks[0].size_bytes, UINT64_C(10) << 30);
+    assert_string_equal(s.disks[0].serial, "");
+    assert_false(s.disks[0].read_only);
+    assert_int_equal(s.disks[0].cache, VM_CACHE_WRITEBACK);
+    assert_string_equal(s.disks[1].path, "/dev/vg0/web");
+    assert_int_equal(s.disks[1].size_bytes, 8192);
+    assert_string_equal(s.disks[1].serial, "data_1");
+    assert_true(s.disks[1].read_only);
+    assert_int_equal(s.disks[1].cache, VM_CACHE_WRITETHROUGH);
+    assert_int_equal(s.protect.copy_rate_bytes, 100 << 20);
 }
 
 /* The addresses are part of what a guest remembers: they must never change. */
@@ -95,10 +118,50 @@ static const struct {
     {"memory: 1G\n", "/etc/web.yaml:1: \"name\" is missing"},
     {"name: Web\nmemory: 256M\nkernel: /k\n",
      "/etc/web.yaml:1: name: \"Web\" is not a name (a-z, 0-9 and -, 63 at most)"},
-    {HEAD "disks:\n  - /a.img\n",
-     "/etc/web.yaml:4: disks are not replicated yet; a VM with a disk is refused until they are"},
-    {HEAD "disks:\n", "/etc/web.yaml:4: disks are not replicated yet; a VM with a disk is refused "
-                      "until they are"},
+    {HEAD "disks:\n- /a.img\n",
+     "/etc/web.yaml:5: disks[0]: keys with values belong here (key: value)"},
+    {HEAD "disks:\n", "/etc/web.yaml:4: disks: a list belongs here"},
+    {HEAD "disks:\n- size: 1G\n", "/etc/web.yaml:5: disks[0]: \"path\" is missing"},
+    {HEAD "disks:\n- path: a\n  format: raw\n",
+     "/etc/web.yaml:6: disks[0]: unknown key \"format\""},
+    {HEAD "disks:\n- path: a\n", "/etc/web.yaml:5: disks[0].size: not given"},
+    {HEAD "disks:\n- path: a\n  size: big\n",
+     "/etc/web.yaml:6: disks[0].size: \"big\" is not a size such as 512M or 10G"},
+    {HEAD "disks:\n- path: a\n  size: 0G\n",
+     "/etc/web.yaml:6: disks[0].size: \"0G\" is not a size such as 512M or 10G"},
+    {HEAD "disks:\n- path: a\n  size: 1000000\n",
+     "/etc/web.yaml:6: disks[0].size: 1000000 is not a multiple of 4096; the nearest is 999424"},
+    {HEAD "disks:\n- path: a\n  size: 1K\n",
+     "/etc/web.yaml:6: disks[0].size: 1024 is not a multiple of 4096; the nearest is 4096"},
+    {HEAD "disks:\n- path: a\n  size: 65T\n",
+     "/etc/web.yaml:6: disks[0].size: 71468255805440 is more than 64T"},
+    {HEAD "disks:\n- path: ../a\n  size: 4K\n",
+     "/etc/web.yaml:5: disks[0].path: \"/etc/../a\": write it without \".\", \"..\", \"//\" and "
+     "\"/\" at its end"},
+    {HEAD "disks:\n- path: a/\n  size: 4K\n",
+     "/etc/web.yaml:5: disks[0].path: \"/etc/a/\": write it without \".\", \"..\", \"//\" and "
+     "\"/\" at its end"},
+    {HEAD "disks:\n- path: \"a\\tb\"\n  size: 4K\n",
+     "/etc/web.yaml:5: disks[0].path: has a control character"},
+    {HEAD "disks:\n- {path: a, size: 4K}\n- {path: /etc/a, size: 4K}\n",
+     "/etc/web.yaml:6: disks[1].path: the same as that of disks[0]"},
+    {HEAD "disks:\n- path: a\n  size: 4K\n  serial: a,b\n",
+     "/etc/web.yaml:7: disks[0].serial: \"a,b\" has other characters than a-z, A-Z, 0-9 and "
+     "._-+:"},
+    {HEAD "disks:\n- path: a\n  size: 4K\n  serial: a23456789012345678901\n",
+     "/etc/web.yaml:7: disks[0].serial: longer than 20 characters"},
+    {HEAD "disks:\n- path: a\n  size: 4K\n  read_only: yes\n",
+     "/etc/web.yaml:7: disks[0].read_only: \"yes\" is neither false nor true"},
+    {HEAD "disks:\n- path: a\n  size: 4K\n  cache: none\n",
+     "/etc/web.yaml:7: disks[0].cache: \"none\" is neither writeback nor writethrough"},
+    {HEAD "disks: [{path: a}, {path: b}, {path: c}, {path: d}, {path: e}, {path: f}, {path: g},"
+          "{path: h}, {path: i}]\n",
+     "/etc/web.yaml:4: disks: more than 8 entries"},
+    {HEAD "protect:\n  standby: hostb\n  copy_rate: fast\n",
+     "/etc/web.yaml:6: protect.copy_rate: \"fast\" is not a number of bytes per second such as "
+     "100M"},
+    {HEAD "protect:\n  standby: hostb\n  copy_rate: 1K\n",
+     "/etc/web.yaml:6: protect.copy_rate: less than 64K a second, or too much"},
     {HEAD "\nmemroy: 1G\n", "/etc/web.yaml:5: unknown key \"memroy\""},
     {HEAD "nics:\n- macc: x\n  bridge: br0\n", "/etc/web.yaml:5: nics[0]: unknown key \"macc\""},
     {HEAD "nics:\n- bridge: br0\n- mac: 52:54:00:00:00:01\n",
@@ -135,7 +198,8 @@ static const struct {
      "/etc/web.yaml:4: machine: \"pc,dumpdtb=/x\" is not a machine type"},
     {HEAD "cpu: 'a b'\n", "/etc/web.yaml:4: cpu: \"a b\" is not a CPU model"},
     {HEAD "firmware: /f\n", "/etc/web.yaml:4: firmware: give a kernel or a firmware, not both"},
-    {"name: web\nmemory: 64M\n", "/etc/web.yaml:1: nothing to boot: give a kernel or a firmware"},
+    {"name: web\nmemory: 64M\n",
+     "/etc/web.yaml:1: nothing to boot: give a kernel, a firmware or a disk"},
     {"name: web\nmemory: 64M\nfirmware: /f\ninitrd: /i\n",
      "/etc/web.yaml:4: initrd: needs a kernel"},
     {"name: web\nmemory: 64M\nfirmware: /f\nappend: x\n",
@@ -203,12 +267,60 @@ static void test_files(void **state)
     assert_int_equal(rmdir(dir), 0);
 }
 
+/* Loads a VM file with that one disk; gives what it says, "" when it is taken. */
+static const char *loaded(const char *disk, struct vm_spec *spec)
+{
+    static struct err err;
+    char text[256];
+
+    (void)snprintf(text, sizeof(text), "name: web\nmemory: 64M\ndisks: [%s]\n", disk);
+    write_file("web.yaml", text);
+    err.text[0] = '\0';
+    if (vmfile_load("web.yaml", spec, &err) == 0)
+        return "";
+    assert_non_null(strstr(err.text, "disks[0]."));
+    return err.text;
+}
+
+static void test_images(void **state)
+{
+    char dir[] = "/tmp/vmfile_parse.XXXXXX";
+    struct vm_spec s;
+
+    assert_non_null(mkdtemp(dir));
+    assert_int_equal(chdir(dir), 0);
+    assert_string_equal(loaded("{path: new.img, size: 1M}", &s), "");
+    assert_int_equal(s.disks[0].size_bytes, 1 << 20);
+    assert_int_equal(access("new.img", F_OK), -1);
+    assert_non_null(strstr(loaded("{path: new.img}", &s), "/new.img does not exist; give a size"));
+    assert_non_null(
+        strstr(loaded("{path: no/new.img, size: 1M}", &s), "/no/: No such file or directory"));
+    assert_non_null(strstr(loaded("{path: /dev/null}", &s), "neither a file nor a block device"));
+
+    write_file("a.img", "");
+    assert_non_null(strstr(loaded("{path: a.img}", &s), "has 0 bytes, not a multiple of 4096; the "
+                                                        "next one is 4096"));
+    assert_int_equal(truncate("a.img", 8191), 0);
+    assert_non_null(strstr(loaded("{path: a.img}", &s), "/a.img has 8191 bytes, not a multiple of "
+                                                        "4096; the next one is 8192"));
+    assert_int_equal(truncate("a.img", 8192), 0);
+    assert_string_equal(loaded("{path: a.img}", &s), "");
+    assert_int_equal(s.disks[0].size_bytes, 8192);
+    assert_string_equal(loaded("{path: a.img, size: 8K}", &s), "");
+    assert_non_null(strstr(loaded("{path: a.img, size: 12K}", &s),
+                           "has 8192 bytes, but its size here is 12288"));
+    unlink("a.img");
+    unlink("web.yaml");
+    assert_int_equal(chdir("/"), 0);
+    assert_int_equal(rmdir(dir), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_defaults),    cmocka_unit_test(test_everything),
         cmocka_unit_test(test_derived_mac), cmocka_unit_test(test_mistakes),
-        cmocka_unit_test(test_files),
+        cmocka_unit_test(test_files),       cmocka_unit_test(test_images),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

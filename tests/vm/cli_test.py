@@ -62,7 +62,7 @@ def refusals():
         ("unknown key", base() + "nonsense: 1\n", r"bad\.yaml:9.*nonsense"),
         ("bad size", base(memory="12parsecs"), r"bad\.yaml:2.*memory"),
         ("too large", base(memory="900G"), r"room|memory"),
-        ("a disk", base() + "disks: [{path: /dev/null}]\n", r"disk.*not.*replicated"),
+        ("a disk", base() + "disks: [{path: /dev/null}]\n", r"disks.*/dev/null is neither"),
         ("unknown machine", base(machine="pc-i440fx-99.9"), r"pc-i440fx-99\.9"),
         ("no such kernel", base(kernel="/nonexistent/vmlinuz"), r"/nonexistent/vmlinuz"),
         ("no such bridge", base(nics="[{bridge: br77}]"), r"br77"),
