@@ -27,6 +27,19 @@ static error_t parse_check(int key, char *arg, struct argp_state *state)
     }
 }
 
+static void print_disks(const struct vm_spec *spec)
+{
+    for (uint32_t i = 0; i < spec->n_disks; i++) {
+        const struct vm_disk *disk = &spec->disks[i];
+        char size[32];
+
+        view_size((double)disk->size_bytes, size, sizeof(size));
+        printf("  disk %u: %s, %s, %s%s\n", i, disk->path, size,
+               disk->cache == VM_CACHE_WRITETHROUGH ? "writethrough" : "writeback",
+               disk->read_only ? ", read-only" : "");
+    }
+}
+
 /* Looks at the file and at this host; asks nobody, so it works without understudyd. What the
  * standby would refuse, only the standby knows. */
 int cli_check(int argc, char **argv)
@@ -53,5 +66,6 @@ int cli_check(int argc, char **argv)
            spec->machine, spec->accel, spec->memory_bytes >> 20,
            spec->protect.standby[0] ? "to be protected by " : "not protected",
            spec->protect.standby);
+    print_disks(spec);
     return CLI_OK;
 }

@@ -63,6 +63,30 @@ int cli_fail(const char *fmt, ...)
     return CLI_FAILED;
 }
 
+unsigned cli_seconds(const struct argp_state *state, const char *text)
+{
+    char *end;
+    unsigned long s = strtoul(text, &end, 10);
+
+    if (end == text || *end || s == 0 || s > 86400)
+        argp_error(state, "%s is not a number of seconds", text);
+    return (unsigned)s;
+}
+
+uint64_t cli_bytes(const struct argp_state *state, const char *text)
+{
+    static const char units[] = "KMGT";
+    char *end;
+    unsigned long long n = strtoull(text, &end, 10);
+    const char *unit = *end ? strchr(units, *end) : NULL;
+    unsigned shift = unit ? 10 * (unsigned)(unit - units + 1) : 0;
+
+    if (end == text || text[0] == '-' || (*end && (!unit || end[1])) || n == 0 ||
+        n > ((uint64_t)INT64_MAX >> shift))
+        argp_error(state, "%s is not a number of bytes such as 50M", text);
+    return n << shift;
+}
+
 int cli_config(struct host_config *ret_config)
 {
     struct err err;

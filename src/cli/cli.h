@@ -34,6 +34,9 @@ int cli_status(int argc, char **argv);
 int cli_protect(int argc, char **argv);
 int cli_unprotect(int argc, char **argv);
 int cli_failover(int argc, char **argv);
+int cli_switchover(int argc, char **argv);
+int cli_recover(int argc, char **argv);
+int cli_verify(int argc, char **argv);
 int cli_stop(int argc, char **argv);
 int cli_check(int argc, char **argv);
 int cli_version(int argc, char **argv);
@@ -50,6 +53,11 @@ void cli_parse(const char *name, int argc, char **argv, const struct argp_option
 
 /* Prints "understudy: TEXT" to standard error. Returns CLI_FAILED. */
 int cli_fail(const char *fmt, ...) US_PRINTF(1, 2);
+
+/* Values of options: a number of seconds, a number of bytes such as 50M. They end the program with
+ * a usage error when the text is none. */
+unsigned cli_seconds(const struct argp_state *state, const char *text);
+uint64_t cli_bytes(const struct argp_state *state, const char *text);
 
 /* The host's configuration, by --config or its default. 0, or -errno after saying why. */
 int cli_config(struct host_config *ret_config) US_MUST_CHECK;
@@ -76,13 +84,31 @@ void view_protection(const json_t *vm, char *out, size_t n_out);
 void view_table(const json_t *vms);  /* prints all of them */
 void view_details(const json_t *vm); /* prints a block of text about one */
 
+/* --- its disks (disk_view.c) --- */
+
+/* "42 s", "3 min", "5 h", "2 days"; "512 KiB", "10 MiB", "1.5 GiB". */
+void view_duration(double s, char *out, size_t n_out);
+void view_size(double bytes, char *out, size_t n_out);
+
+/* " 43%, 440 of 1024 MiB, 80.0 MiB/s, 7 s left". Bytes; rate_bytes per second, 0 = not known. */
+void view_progress(double done, double total, double rate_bytes, char *out, size_t n_out);
+
+/* What is being copied to the standby now ("copying disks"), and how much of it; NULL: nothing. */
+const char *view_copying(const json_t *vm, double *ret_done_bytes, double *ret_total_bytes);
+
+/* True when something about the disks goes on that has a rate. A rate takes two looks: this one, and
+ * `before`, `seconds` earlier. It is noted in the status for the functions below. */
+bool view_moves(const json_t *vm);
+void view_set_rates(json_t *vm, const json_t *before, double seconds);
+
+void view_disk_notes(const json_t *vm); /* prints what is not as always, for a list of VMs */
+void view_disk_lines(const json_t *vm); /* prints all of them, for the details of one */
+void view_verify_line(const json_t *vm); /* prints the outcome of `verify`, if there is one */
+
 /* --- waiting for protection (wait.c) --- */
 
 enum { CLI_TIMEOUT_S = 60 };
 #define CLI_TIMEOUT_DOC "Stop waiting when nothing has moved for so long (60)"
-
-/* The value of --timeout; ends the program with a usage error when it is none. */
-unsigned cli_seconds(const struct argp_state *state, const char *text);
 
 /* Waits until a VM is protected, and shows how far its first copy is: a bar on a terminal, a line
  * every few seconds elsewhere. Gives up when nothing has moved for timeout_s. */

@@ -22,6 +22,22 @@ const struct cli_command cli_commands[] = {
      "Take a VM over, now. To be given on its standby.\v"
      "The arbiter decides, as it does when the primary dies. The primary destroys its copy.",
      cli_failover},
+    {"switchover", "VM",
+     "Hand a VM over to its standby. To be given on its primary.\v"
+     "The VM goes on at its standby at once, and nothing is lost. When that is not possible, it goes "
+     "on here, and the exit status is 1.",
+     cli_switchover},
+    {"verify", "VM",
+     "Compare both copies of a VM's disks.\v"
+     "The VM runs on meanwhile, and the comparison goes on when this command is interrupted. Exit "
+     "status 0: they are equal; 1: they differ, in the ranges printed; 2: they could not be "
+     "compared.",
+     cli_verify},
+    {"recover", "VM [FILE]",
+     "Start a VM again after both its hosts went down.\v"
+     "From this host's copy of its disks; refused unless that is the newest valid one. The guest "
+     "boots as after a power failure. Without FILE the VM is defined as this host last knew it.",
+     cli_recover},
     {"stop", "VM", "Stop a VM, without asking its guest.", cli_stop},
     {"check", "FILE", "Say what a start would refuse.", cli_check},
     {"version", "", "Print the version.", cli_version},

@@ -70,6 +70,11 @@ int cli_failover(int argc, char **argv)
     return simple_order("failover", argc, argv, "runs here now");
 }
 
+int cli_switchover(int argc, char **argv)
+{
+    return simple_order("switchover", argc, argv, "runs on its other host now, this one backs it");
+}
+
 int cli_stop(int argc, char **argv)
 {
     return simple_order("stop", argc, argv, "stopped");

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
 #include "cli/cli.h"
+#include "cli/progress.h"
+
+enum { RATE_MS = 500 }; /* between two looks that make a rate */
 
 struct status_options {
     const char *vm;
@@ -38,9 +40,33 @@ static void print_json(const json_t *json)
     putchar('\n');
 }
 
+/* The status of a VM with the rates of what is being copied. *before: the look before this one, or
+ * NULL; it is replaced. */
+static json_t *look(const char *name, json_t **before, double *before_s)
+{
+    json_t *vm = cli_vm_status(name);
+    double now = cli_now();
+
+    if (vm && !*before && view_moves(vm)) {
+        *before = vm;
+        *before_s = now;
+        (void)cli_pause(RATE_MS);
+        vm = cli_vm_status(name);
+        now = cli_now();
+    }
+    if (*before && vm)
+        view_set_rates(vm, *before, now - *before_s);
+    json_decref(*before);
+    *before = json_incref(vm);
+    *before_s = now;
+    return vm;
+}
+
 static int one_vm(const struct status_options *o)
 {
-    json_t *vm = cli_vm_status(o->vm);
+    static json_t *before;
+    static double before_s;
+    json_t *vm = o->json ? cli_vm_status(o->vm) : look(o->vm, &before, &before_s);
     int result;
 
     if (!vm)
@@ -95,7 +121,7 @@ int cli_status(int argc, char **argv)
         if (fflush(stdout) != 0)
             return CLI_FAILED;
         if (o.watch)
-            (void)poll(NULL, 0, 1000);
+            (void)cli_pause(1000);
     } while (o.watch && result != CLI_FAILED);
     return result;
 }

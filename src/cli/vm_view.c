@@ -41,25 +41,12 @@ bool view_unprotected(const json_t *vm)
     return strcmp(role, "standby") != 0 && (!owner[0] || strcmp(owner, view_text(vm, "host")) == 0);
 }
 
-/* "42 s", "3 min", "5 h", "2 days" */
-static void duration(double s, char *out, size_t n_out)
-{
-    if (s < 120)
-        (void)snprintf(out, n_out, "%.0f s", s);
-    else if (s < 2 * 3600)
-        (void)snprintf(out, n_out, "%.0f min", s / 60);
-    else if (s < 2 * 86400)
-        (void)snprintf(out, n_out, "%.0f h", s / 3600);
-    else
-        (void)snprintf(out, n_out, "%.0f days", s / 86400);
-}
-
 static void protected_for(const json_t *vm, char *out, size_t n_out)
 {
     double since = view_number(vm, "protected_since");
 
     if (since > 0 && json_is_true(json_object_get(vm, "protected")))
-        duration((double)time(NULL) - since, out, n_out);
+        view_duration((double)time(NULL) - since, out, n_out);
     else
         (void)snprintf(out, n_out, "-");
 }
@@ -157,6 +144,7 @@ void view_table(const json_t *vms)
     {
         if (view_text(vm, "reason")[0])
             printf("%s: %s\n", view_text(vm, "vm"), view_text(vm, "reason"));
+        view_disk_notes(vm);
     }
 }
 
@@ -220,7 +208,7 @@ void view_details(const json_t *vm)
     if (strcmp(role, "none") == 0)
         return;
     protected_for(vm, text, sizeof(text));
-    duration(view_number(vm, "uptime_s"), uptime, sizeof(uptime));
+    view_duration(view_number(vm, "uptime_s"), uptime, sizeof(uptime));
     line("role", "%s on %s, %s; term %.0f, arbiter %s", role, view_text(vm, "host"),
          view_text(vm, "state"), view_number(vm, "term"), view_text(vm, "arbiter"));
     if (is_primary(vm)) {
@@ -230,6 +218,8 @@ void view_details(const json_t *vm)
     } else {
         standby_lines(vm);
     }
+    view_disk_lines(vm);
+    view_verify_line(vm);
     line("processes", "%.0f, hypervisor %.0f; up %s", view_number(vm, "pid"),
          view_number(vm, "hypervisor_pid"), uptime);
 }

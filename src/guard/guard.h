@@ -33,6 +33,8 @@ struct guard_params {
     const struct host_config *config; /* borrowed */
     struct body *body;                /* taken, on success only */
     bool seize;                       /* start: take the record from another owner */
+    bool recover;                     /* start: both hosts went down; this host's disks are to be
+                                       * the VM's, if they are the newest */
     const struct takeover *takeover;  /* the VM was taken over and runs; NULL: a start. Copied */
     /* start: called once, when the VM runs (refused NULL) or why it must not. */
     void (*on_started)(void *user, const char *refused);

@@ -24,7 +24,7 @@ struct options {
     const char *config_path;
     const char *vm; /* primary: path of the record; standby: name */
     int conn_fd, ready_fd;
-    bool seize;
+    bool seize, recover;
 };
 
 struct process {
@@ -138,6 +138,7 @@ static int start_primary(struct process *p, struct err *err)
         .event = p->event,
         .config = &p->config,
         .seize = p->options.seize,
+        .recover = p->options.recover,
         .on_started = on_started,
         .user = p,
     };
@@ -258,6 +259,9 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
     case 's':
         o->seize = true;
         return 0;
+    case 'R':
+        o->recover = true;
+        return 0;
     case ARGP_KEY_ARG:
         if (o->role)
             argp_usage(state);
@@ -279,6 +283,8 @@ static const struct argp_option argp_options[] = {
     {"conn-fd", 'f', "FD", 0, "standby: the primary's connection", 0},
     {"ready-fd", 'r', "FD", 0, "Where to say that it works", 0},
     {"seize", 's', NULL, 0, "primary: take the VM from an owner that is gone for good", 0},
+    {"recover", 'R', NULL, 0, "primary: both hosts went down; start from this copy of the disks",
+     0},
     {0},
 };
 

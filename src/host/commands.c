@@ -10,6 +10,20 @@
 
 typedef void command_fn(struct host *host, struct control_request *req, const char *vm);
 
+/* The definition of the VM to start: it is in the request, or a recovery names a VM that this host
+ * has a record of. */
+static int start_spec(const struct host *host, const struct control_request *req, bool recover,
+                      struct vm_spec *ret_spec, struct err *err)
+{
+    const char *name = recover ? control_string(req, "vm") : NULL;
+    int r = name ? record_load(&host->config, name, ret_spec, err)
+                 : vm_json_to_spec(json_object_get(control_body(req), "vm"), ret_spec, err);
+
+    if (r < 0)
+        err_prefix(err, "%.*s", VM_NAME_MAX, name ? name : "vm");
+    return r;
+}
+
 static void start(struct host *host, struct control_request *req, const char *none)
 {
     CLEANUP_FREE struct vm_spec *spec = malloc(sizeof(*spec));
@@ -17,8 +31,9 @@ static void start(struct host *host, struct control_request *req, const char *no
     const struct vm *running;
     struct err err;
 
-    if (!spec || vm_json_to_spec(json_object_get(control_body(req), "vm"), spec, &err) < 0) {
-        control_fail(req, "vm: %s", spec ? err.text : "out of memory");
+    order.recover = json_is_true(json_object_get(control_body(req), "recover"));
+    if (!spec || start_spec(host, req, order.recover, spec, &err) < 0) {
+        control_fail(req, "%s", spec ? err.text : "out of memory");
         return;
     }
     running = vm_get(host, spec->name);
@@ -42,14 +57,14 @@ static void stop(struct host *host, struct control_request *req, const char *nam
 {
     struct vm *vm = vm_get(host, name);
     json_t *note = ended_read(&host->config, name);
-    bool known = note || record_exists(&host->config, name);
+    bool known = note || record_exists(&host->config, name) ||
+                 record_exists_standby(&host->config, name);
 
     json_decref(note);
     if (vm) {
         relay_stop(host, vm, req);
     } else if (known) {
-        record_remove(&host->config, name);
-        ended_remove(&host->config, name);
+        record_forget(&host->config, name);
         control_reply(req, json_pack("{s:s}", "note", "it was not running; forgotten"));
     } else {
         control_fail(req, "%s: not known on this host", name);
@@ -82,9 +97,9 @@ static const struct {
     bool names_vm; /* needs "vm": the name of a VM */
     command_fn *run;
 } commands[] = {
-    {"start", false, start},    {"stop", true, stop},      {"protect", true, order},
-    {"unprotect", true, order}, {"failover", true, order}, {"status", false, status},
-    {"ping", false, ping},
+    {"start", false, start},     {"stop", true, stop},      {"protect", true, order},
+    {"unprotect", true, order},  {"failover", true, order}, {"switchover", true, order},
+    {"verify", true, order},     {"status", false, status}, {"ping", false, ping},
 };
 
 void host_command(void *user, struct control_request *req)

@@ -76,7 +76,8 @@ struct vm *vm_get(const struct host *host, const char *name); /* NULL: there is 
 struct vm_order {
     const char *name;
     struct control_request *start; /* NULL for a standby */
-    bool seize, had_record;        /* primary */
+    bool seize, recover;           /* primary: passed on to the process */
+    bool had_record;               /* primary: one that an earlier start has left */
     int conn_fd;                   /* -1 for a primary */
 };
 

@@ -54,6 +54,11 @@ void record_path(const struct host_config *config, const char *vm, char *out)
     (void)snprintf(out, RECORD_PATH_MAX, "%s/vms/%s.json", config->state_dir, vm);
 }
 
+static void standby_path(const struct host_config *config, const char *vm, char *out)
+{
+    (void)snprintf(out, RECORD_PATH_MAX, "%s/vms/%s.standby.json", config->state_dir, vm);
+}
+
 static void ended_path(const struct host_config *config, const char *vm, char *out)
 {
     (void)snprintf(out, RECORD_PATH_MAX, "%s/vms/%s.ended.json", config->state_dir, vm);
@@ -92,16 +97,36 @@ static int write_json(const struct host_config *config, const char *path, const 
     return r < 0 ? err_sys(err, r, "%s", path) : 0;
 }
 
-int record_write(const struct host_config *config, const struct vm_spec *spec, struct err *err)
+static int write_spec(const struct host_config *config, const char *path,
+                      const struct vm_spec *spec, struct err *err)
 {
     json_t *json = vm_json_from_spec(spec);
-    char path[RECORD_PATH_MAX];
-    int r;
+    int r = json ? write_json(config, path, json, err) : err_set(err, -ENOMEM, "out of memory");
 
-    record_path(config, spec->name, path);
-    r = json ? write_json(config, path, json, err) : err_set(err, -ENOMEM, "out of memory");
     json_decref(json);
     return r;
+}
+
+int record_write(const struct host_config *config, const struct vm_spec *spec, struct err *err)
+{
+    char path[RECORD_PATH_MAX];
+
+    record_path(config, spec->name, path);
+    return write_spec(config, path, spec, err);
+}
+
+int record_write_standby(const struct host_config *config, const struct vm_spec *spec,
+                         const char *primary, struct err *err)
+{
+    CLEANUP_FREE struct vm_spec *own = malloc(sizeof(*own));
+    char path[RECORD_PATH_MAX];
+
+    if (!own)
+        return err_set(err, -ENOMEM, "out of memory");
+    *own = *spec;
+    (void)snprintf(own->protect.standby, sizeof(own->protect.standby), "%s", primary);
+    standby_path(config, spec->name, path);
+    return write_spec(config, path, own, err);
 }
 
 bool record_exists(const struct host_config *config, const char *vm)
@@ -132,6 +157,56 @@ void ended_remove(const struct host_config *config, const char *vm)
 
     ended_path(config, vm, path);
     remove_file(path);
+}
+
+bool record_exists_standby(const struct host_config *config, const char *vm)
+{
+    char path[RECORD_PATH_MAX];
+
+    standby_path(config, vm, path);
+    return access(path, F_OK) == 0;
+}
+
+void record_remove_standby(const struct host_config *config, const char *vm)
+{
+    char path[RECORD_PATH_MAX];
+
+    standby_path(config, vm, path);
+    remove_file(path);
+}
+
+void record_forget(const struct host_config *config, const char *vm)
+{
+    record_remove(config, vm);
+    record_remove_standby(config, vm);
+    ended_remove(config, vm);
+}
+
+int record_load(const struct host_config *config, const char *vm, struct vm_spec *ret_spec,
+                struct err *err)
+{
+    char path[RECORD_PATH_MAX];
+    json_error_t why;
+    json_t *json;
+    int r;
+
+    if (!wire_name_valid(vm))
+        return err_set(err, -ENOENT, "not the name of a VM");
+    record_path(config, vm, path);
+    if (!record_exists(config, vm))
+        standby_path(config, vm, path);
+    if (access(path, F_OK) < 0)
+        return err_set(err, -ENOENT, "this host has no record of it; give its VM file");
+    json = json_load_file(path, JSON_REJECT_DUPLICATES, &why);
+    if (!json)
+        return err_set(err, -EPROTO, "%s: %s; give its VM file", path, why.text);
+    r = vm_json_to_spec(json, ret_spec, err);
+    json_decref(json);
+    if (r == 0 && strcmp(ret_spec->name, vm) != 0)
+        r = err_set(err, -EPROTO, "describes another VM");
+    if (r < 0)
+        err_prefix(err, "%s", path);
+    return r;
 }
 
 json_t *record_read(const struct host_config *config, const char *vm)

@@ -7,7 +7,8 @@
 /* Orders to a VM's process: the request goes on as it is, the answer comes back as it is. A client
  * that goes away does not take its order back. */
 
-/* The longest that a process may take for an order: a failover waits for the arbiter. */
+/* The longest that a process may take for an order: a failover or switchover waits for the arbiter.
+ */
 #define ORDER_TIMEOUT_NS UINT64_C(30000000000)
 #define EXIT_TIMEOUT_US  UINT64_C(10000000)
 
@@ -38,8 +39,7 @@ static void relay_free(struct relay *relay)
 
 static void stop_done(struct relay *relay)
 {
-    record_remove(&relay->host->config, relay->vm);
-    ended_remove(&relay->host->config, relay->vm);
+    record_forget(&relay->host->config, relay->vm);
     control_reply(relay->req, take_ptr(relay->answer));
     relay_free(relay);
 }

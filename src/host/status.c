@@ -5,6 +5,7 @@
 
 #include "base/cleanup.h"
 #include "host/host.h"
+#include "wire/msg.h"
 
 /* The status of a host: what the process of each VM says of itself, asked all at once, and for VMs
  * without one what the disk says. A process that does not answer is shown as such: it must not hide
@@ -63,6 +64,15 @@ static void ended_text(const struct host *host, const json_t *note, char *out, s
     (void)snprintf(out, n_out, "%s%s at %s", what, term_text, clock_text);
 }
 
+static bool has_disks(const struct host *host, const char *vm)
+{
+    json_t *record = record_read(&host->config, vm);
+    bool has = json_array_size(json_object_get(record, "disks")) > 0;
+
+    json_decref(record);
+    return has;
+}
+
 static json_t *absent_vm(const struct host *host, const char *vm)
 {
     json_t *note = ended_read(&host->config, vm);
@@ -70,9 +80,14 @@ static json_t *absent_vm(const struct host *host, const char *vm)
     char text[400];
     json_t *json;
 
-    if (!note)
-        return silent_vm(host, vm, "down",
-                         "not running since this host or its process went down; start it again");
+    if (!note) {
+        (void)snprintf(text, sizeof(text),
+                       "not running since this host or its process went down; %s",
+                       has_disks(host, vm) ? "start it again; if its standby went down too, "
+                                             "recover it"
+                                           : "start it again");
+        return silent_vm(host, vm, "down", text);
+    }
     ended_text(host, note, text, sizeof(text));
     json = silent_vm(host, vm, reason ? reason : "ended", text);
     (void)json_object_set_new(json, "ended", note); /* out of memory: the key is missing */
@@ -106,12 +121,27 @@ static json_t *sorted(json_t *list)
     return result;
 }
 
+/* A copy that waits for nothing but a recovery is no VM of this host, but who asks for it by name
+ * is told. */
+static void unknown_vm(struct status_job *job)
+{
+    const char *vm = job->wanted;
+
+    if (wire_name_valid(vm) && record_exists_standby(&job->host->config, vm))
+        control_fail(job->req,
+                     "%s: does not run on this host, which has a copy of its disks\n"
+                     "understudy recover %s starts it from that, if it is the newest",
+                     vm, vm);
+    else
+        control_fail(job->req, "%s: not known on this host", vm);
+}
+
 static void finish(struct status_job *job)
 {
     if (job->open > 0)
         return;
     if (job->wanted[0] && json_array_size(job->vms) == 0) {
-        control_fail(job->req, "%s: not known on this host", job->wanted);
+        unknown_vm(job);
         json_decref(job->vms);
     } else {
         control_reply(job->req, json_pack("{s:s, s:o}", "host", job->host->config.name, "vms",

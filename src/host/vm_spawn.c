@@ -61,9 +61,11 @@ static int run(const struct spawn_params *p, int ready_fd, pid_t *ret_pid)
     if (p->conn_fd >= 0) {
         argv[n++] = "--conn-fd";
         argv[n++] = conn;
-    } else if (p->seize) {
-        argv[n++] = "--seize";
     }
+    if (p->seize)
+        argv[n++] = "--seize";
+    if (p->recover)
+        argv[n++] = "--recover";
     if (posix_spawn_file_actions_init(&actions) != 0)
         return -ENOMEM;
     if (posix_spawnattr_init(&attr) != 0) {

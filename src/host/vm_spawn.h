@@ -17,7 +17,7 @@ struct spawn_params {
     const char *config_path;
     const char *vm;
     int conn_fd; /* standby: the primary's connection; -1: this is a primary */
-    bool seize;  /* primary */
+    bool seize, recover; /* primary */
 };
 
 struct spawned {

@@ -129,8 +129,10 @@ static void vm_refused(struct vm *vm, const char *why)
 
 static void vm_ready(struct vm *vm)
 {
-    if (!vm->backs)
+    if (!vm->backs) {
         ended_remove(&vm->host->config, vm->name);
+        record_remove_standby(&vm->host->config, vm->name);
+    }
     vm_settle(vm, NULL);
 }
 
@@ -216,7 +218,8 @@ int vm_start(struct host *host, const struct vm_order *order, struct err *err)
                                   .config_path = host->config_path,
                                   .vm = order->name,
                                   .conn_fd = order->conn_fd,
-                                  .seize = order->seize};
+                                  .seize = order->seize,
+                                  .recover = order->recover};
     struct spawned s;
     struct vm *vm;
     int r;

@@ -75,7 +75,8 @@ void standby_request(struct standby_shell *s, struct control_request *req)
         request_adopt(s, req);
     else if (strcmp(command, "stop") == 0)
         request_stop(s, req);
-    else if (strcmp(command, "protect") == 0 || strcmp(command, "unprotect") == 0)
+    else if (strcmp(command, "protect") == 0 || strcmp(command, "unprotect") == 0 ||
+             strcmp(command, "switchover") == 0 || strcmp(command, "verify") == 0)
         control_fail(req, "%s: runs on %s: order that there", s->vm, s->primary);
     else
         control_fail(req, "%s: unknown command '%s'", s->vm, command);

@@ -254,8 +254,8 @@ static int peer_connect(const struct fixture *f)
 
 static void peer_say(int sock, const struct hello_order *o)
 {
-    struct wire_hello hello = {.version_min = o->version ? o->version : 1,
-                               .version_max = o->version ? o->version : 1,
+    struct wire_hello hello = {.version_min = o->version ? o->version : WIRE_VERSION_MIN,
+                               .version_max = o->version ? o->version : WIRE_VERSION_MAX,
                                .channel = o->channel ? o->channel : WIRE_CHANNEL_CONTROL,
                                .resume = o->resume};
     uint8_t raw[WIRE_HELLO_BYTES];
