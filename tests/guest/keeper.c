@@ -22,6 +22,7 @@
  * it is met, and is made good when the sweep rewrites it.
  */
 #include "line_server.h"
+#include "pattern.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -66,40 +67,17 @@ static uint64_t now_ns(void)
     return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
 }
 
-/* Words 2.. of a page are an arithmetic series whose start and step come from its first two. */
-static uint64_t fill_start(uint64_t index, uint64_t generation)
-{
-    uint64_t x =
-        (index + 1) * UINT64_C(0x9e3779b97f4a7c15) ^ generation * UINT64_C(0xbf58476d1ce4e5b9);
-
-    return x ^ x >> 29;
-}
-
-static uint64_t fill_step(uint64_t start)
-{
-    return start << 17 | 1;
-}
-
 static void page_write(uint64_t *page, uint64_t index, uint64_t generation)
 {
-    uint64_t word = fill_start(index, generation);
-    uint64_t step = fill_step(word);
-
     page[0] = index;
     page[1] = generation;
-    for (int i = 2; i < PAGE_WORDS; i++, word += step)
-        page[i] = word;
+    pattern_write(page + 2, PAGE_WORDS - 2, index, generation);
 }
 
 static bool page_is(const uint64_t *page, uint64_t index, uint64_t generation)
 {
-    uint64_t word = fill_start(index, generation);
-    uint64_t step = fill_step(word);
-    uint64_t wrong = (page[0] ^ index) | (page[1] ^ generation);
-
-    for (int i = 2; i < PAGE_WORDS; i++, word += step)
-        wrong |= page[i] ^ word;
-    return wrong == 0;
+    return page[0] == index && page[1] == generation &&
+           pattern_is(page + 2, PAGE_WORDS - 2, index, generation);
 }
 
 static void verify_page(struct keeper *k, uint64_t index)

@@ -10,6 +10,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 
@@ -165,8 +166,18 @@ def test_client_notices():
             assert found["max_gap_ms"] >= 1000, found
 
 
+def figures(answer):
+    return {k: int(v) for k, v in re.findall(r"(\w+)=(\d+)", answer)}
+
+
+def run_program(name, *args):
+    """A program that ends by itself."""
+    return subprocess.run([f"{DIR}/{name}", *args], text=True, timeout=TIMEOUT_S, check=False,
+                          capture_output=True)
+
+
 def keeper_counts(line):
-    return {k: int(v) for k, v in re.findall(r"(\w+)=(\d+)", ask(7001, line))}
+    return figures(ask(7001, line))
 
 
 def sweep_further(generations):
@@ -231,6 +242,116 @@ def test_keeper_notices():
         memory.write(0, old_state)           # all pages newer than the sweep's state
         assert keeper_counts("VERIFY")["corrupt"] >= 256
         memory.write(0, state)
+
+
+def test_ledger_file():
+    """What was answered is in the file; at most one torn record is forgiven."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/ledger"
+        with program("ledger", path):
+            ask(7000, "ADD 5")
+            second = ask(7000, "ADD 6")
+            assert ask(7000, "SUM").startswith("2 11 ")
+            with open(path, "r+b") as file:
+                file.seek(8)
+                hash_bytes = file.read(1)
+                file.seek(8)
+                file.write(bytes([hash_bytes[0] ^ 1]))
+            assert ask(7000, "SUM").startswith("ERR "), "SUM does not read the file"
+            with open(path, "r+b") as file:
+                file.seek(8)
+                file.write(hash_bytes)
+        for tail in (b"", b"\1\2\3", bytes(16)):
+            with open(path, "ab") as file:
+                file.write(tail)
+            with program("ledger", path):
+                count, _, running = second.split()
+                assert ask(7000, "GET") == f"{count} {running}"
+        with open(path, "ab") as file:
+            file.write(bytes(17))
+        done = run_program("ledger", path)
+        assert done.returncode == 1 and "damaged" in done.stderr, done
+
+
+def test_scribe():
+    """Killed and started again, it has all that it acknowledged; and its check notices damage."""
+    with tempfile.TemporaryDirectory() as folder:
+        acked = 0
+        for _ in range(3):
+            with program("scribe", folder):
+                before = acked
+                while acked < before + 300:
+                    now = figures(ask(7002, "STATUS"))
+                    assert now["acked"] >= acked and now["errno"] == 0, now
+                    acked = now["acked"]
+        assert run_program("scribe", "--check", folder, str(acked)).returncode == 0
+        done = run_program("scribe", "--check", folder, str(acked + 1000))
+        assert done.returncode == 1 and "is missing" in done.stderr, done
+        with open(f"{folder}/scribe.2", "r+b") as file:
+            file.seek(3000)
+            byte = file.read(1)
+            file.seek(3000)
+            file.write(bytes([byte[0] ^ 0x80]))
+        assert run_program("scribe", "--check", folder, str(acked)).returncode == 1
+        with open(f"{folder}/scribe.2", "r+b") as file:
+            file.seek(3000)
+            file.write(byte)
+        assert run_program("scribe", "--check", folder, str(acked)).returncode == 0
+        os.truncate(f"{folder}/scribe.1", 20000)
+        assert run_program("scribe", "--check", folder, str(acked)).returncode == 1
+
+
+def test_scribe_full():
+    with tempfile.TemporaryDirectory() as folder:
+        with program("scribe", folder, "1"):
+            while sum(os.path.getsize(f"{folder}/scribe.{i}") for i in range(4)) < 1 << 20:
+                pass
+            acked = figures(ask(7002, "STATUS"))["acked"]
+            assert acked == figures(ask(7002, "STATUS"))["acked"]
+
+
+def test_disk_model():
+    # Not on a tmpfs: the model goes around the page cache.
+    with tempfile.NamedTemporaryFile(dir="/var/tmp") as disk:
+        disk.truncate(8 << 20)
+        with program("diskmodel", disk.name, "0"):
+            while figures(ask(7003, "STATUS"))["ops"] < 2000:
+                pass
+            now = figures(ask(7003, "PAUSE"))
+            assert now["bad"] == now["errors"] == 0 and now["syncs"] and now["trims"], now
+            assert figures(ask(7003, "STATUS"))["ops"] == now["ops"], "PAUSE does not pause"
+            assert figures(ask(7003, "VERIFY"))["bad"] == 0
+            with open(disk.name, "rb") as file:
+                old = file.read()
+            ask(7003, "RUN")
+            while figures(ask(7003, "STATUS"))["ops"] < now["ops"] + 2000:
+                pass
+            assert figures(ask(7003, "PAUSE"))["bad"] == 0
+            place = next(i for i in range(0, len(old), 512) if any(old[i:i + 512]))
+            with open(disk.name, "r+b") as file:
+                file.seek(place + 511)       # one byte of a sector that holds something
+                file.write(bytes([old[place + 511] ^ 1]))
+            assert figures(ask(7003, "VERIFY"))["bad"] == 1
+            with open(disk.name, "r+b") as file:
+                file.write(old)              # whole, but of another instant
+            assert figures(ask(7003, "VERIFY"))["bad"] > 100
+        with program("diskmodel", disk.name, "0"):   # believes what it finds
+            assert figures(ask(7003, "VERIFY"))["bad"] == 0
+
+
+def test_runner():
+    with program("runner"):
+        done = run_program("guest-run", "127.0.0.1", "echo out; echo err >&2; exit 3", "10")
+        assert done.returncode == 3 and done.stdout == "out\nerr\n", done
+        assert run_program("guest-run", "127.0.0.1", "sleep 9", "1").returncode == 125
+    assert run_program("guest-run", "127.0.0.1", "true", "1").returncode == 125
+
+
+def test_small_files():
+    with tempfile.TemporaryDirectory() as folder:
+        done = run_program("smallfiles", folder, "50", "500")
+        assert done.returncode == 0 and done.stdout == "begin\nend\n", done
+        assert not [name for _, _, names in os.walk(folder) for name in names]
 
 
 def main():
