@@ -124,8 +124,8 @@ static void sector_judge(struct model *m, const uint64_t *words, uint64_t sector
         return;
     if (atomic_fetch_add(&m->bad, 1) < REPORTS_MAX)
         fprintf(stderr,
-                "diskmodel: sector %" PRIu64 " is bad: holds sector %" PRIu64
-                " generation %" PRIu64 ", expected generation %u\n",
+                "diskmodel: sector %" PRIu64 " is bad: holds sector %" PRIu64 " generation %" PRIu64
+                ", expected generation %u\n",
                 sector, words[0], words[1], want->generation);
 }
 
@@ -133,8 +133,7 @@ static void sector_judge(struct model *m, const uint64_t *words, uint64_t sector
 static bool done(struct model *m, bool ok, const char *what, uint64_t sector)
 {
     if (!ok && atomic_fetch_add(&m->errors, 1) < REPORTS_MAX)
-        fprintf(stderr, "diskmodel: %s at sector %" PRIu64 ": %s\n", what, sector,
-                strerror(errno));
+        fprintf(stderr, "diskmodel: %s at sector %" PRIu64 ": %s\n", what, sector, strerror(errno));
     return ok;
 }
 
@@ -142,8 +141,8 @@ static bool read_sectors(struct model *m, uint64_t *buffer, uint64_t first, unsi
 {
     ssize_t want = (ssize_t)n * SECTOR_BYTES;
 
-    if (!done(m, pread(m->fd, buffer, (size_t)want, (off_t)(first * SECTOR_BYTES)) == want,
-              "read", first))
+    if (!done(m, pread(m->fd, buffer, (size_t)want, (off_t)(first * SECTOR_BYTES)) == want, "read",
+              first))
         return false;
     for (unsigned i = 0; i < n; i++)
         sector_judge(m, buffer + (size_t)i * SECTOR_WORDS, first + i);

@@ -18,7 +18,8 @@
  * answered, and SUM reads the file back from its disk as well. The file is a list of
  * {number, running hash}, 8 bytes each, least significant first. At the start it is read: a crash
  * can leave one more record behind the acknowledged ones, of which not everything is there; that is
- * cut off. Anything else that does not fit the chain of hashes is damage: the ledger does not start.
+ * cut off. Anything else that does not fit the chain of hashes is damage: the ledger does not
+ * start.
  */
 #include "ledger.h"
 #include "line_server.h"
@@ -158,7 +159,8 @@ static void answer_line(void *ctx, const char *line, char *answer, size_t size)
         snprintf(answer, size, "ERR unknown request");
 }
 
-/* Opens the file and takes over what it holds. Returns 0 or a negative errno (-EBADMSG: damaged). */
+/* Opens the file and takes over what it holds. Returns 0 or a negative errno (-EBADMSG: damaged).
+ */
 static int load(struct ledger *l, const char *path)
 {
     struct stat st;

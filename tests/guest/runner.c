@@ -66,8 +66,7 @@ int main(void)
     int one = 1;
     int listen_fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
-    if (listen_fd < 0 ||
-        setsockopt(listen_fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)) < 0 ||
+    if (listen_fd < 0 || setsockopt(listen_fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)) < 0 ||
         bind(listen_fd, (struct sockaddr *)&any, sizeof(any)) < 0 || listen(listen_fd, 16) < 0) {
         fprintf(stderr, "runner: cannot listen on port %d: %s\n", RUNNER_PORT, strerror(errno));
         return 1;

@@ -33,9 +33,9 @@ enum {
     SCRIBE_PORT = 7002,
     FILES = 4,
     ENTRY_WORDS_MAX = 2048,
-    BATCH_MAX = 8,       /* entries */
-    REPLACE_EVERY = 16,  /* batches */
-    PAUSE_MS = 2,        /* between two batches: others want the disk, too */
+    BATCH_MAX = 8,      /* entries */
+    REPLACE_EVERY = 16, /* batches */
+    PAUSE_MS = 2,       /* between two batches: others want the disk, too */
     MIB_DEFAULT = 64,
 };
 
@@ -107,7 +107,8 @@ static int replaced_check(int dir)
     return memcmp(want, got, (size_t)n) == 0 ? 0 : -EBADMSG;
 }
 
-/* Opens the files and reads them. s->last and s->acked: the last entry before which none is missing.
+/* Opens the files and reads them. s->last and s->acked: the last entry before which none is
+ * missing.
  */
 static int scribe_load(struct scribe *s, const char *path, int flags)
 {

@@ -285,6 +285,19 @@ def test_restart():
         assert pings(lab, "hosta", "10.77.0.2")
 
 
+def test_disks():
+    """The same path is a directory of its own on each host, and survives a crash."""
+    lab = Lab(NAME)
+    with lab.up():
+        for host in ("hosta", "hostb"):
+            lab.ok("exec", host, "sh", "-c", f"echo {host} >$LAB_DIR/disks/x")
+        lab.ok("crash", "hosta")
+        lab.ok("restart", "hosta")
+        for host in ("hosta", "hostb"):
+            assert lab.ok("exec", host, "cat", f"{lab.dir}/disks/x").strip() == host
+        assert os.listdir(f"{lab.dir}/disks") == []
+
+
 def test_down_leaves_nothing():
     lab = Lab(NAME)
     with contextlib.ExitStack() as stack:
