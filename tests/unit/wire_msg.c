@@ -1,391 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#define XXH_STATIC_LINKING_ONLY
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
-#include <xxhash.h>
 
 #include "golden/msg.h"
-#include "unit.h"
-#include "wire/msg.h"
-
-enum { BUF_BYTES = WIRE_HEADER_BYTES + WIRE_PAYLOAD_MAX };
-
-static const uint16_t all_types[] = {
-    WIRE_HEARTBEAT, WIRE_OFFER,       WIRE_READY,       WIRE_REFUSE,      WIRE_ACK,   WIRE_BYE,
-    WIRE_ADDRESSES, WIRE_DISK_RANGES, WIRE_FRAMES,      WIRE_EPOCH_BEGIN, WIRE_PAGES, WIRE_DISK,
-    WIRE_STATE,     WIRE_EPOCH_END,   WIRE_ARB_REQUEST, WIRE_ARB_REPLY,
-};
-
-static uint8_t *buf; /* BUF_BYTES */
-static uint8_t bulk[WIRE_STATE_PER_MSG];
-
-static enum wire_channel channel_of(uint16_t type)
-{
-    return type < WIRE_EPOCH_BEGIN   ? WIRE_CHANNEL_CONTROL
-           : type < WIRE_ARB_REQUEST ? WIRE_CHANNEL_DATA
-                                     : WIRE_CHANNEL_ARBITER;
-}
-
-static void count_up(uint8_t *bytes, size_t n, uint8_t from)
-{
-    for (size_t i = 0; i < n; i++)
-        bytes[i] = (uint8_t)(from + i);
-}
-
-static void sample_disk(struct wire_disk *disk, const uint8_t *piece)
-{
-    static uint8_t sum[WIRE_DIGEST_BYTES];
-
-    count_up(sum, sizeof(sum), 0xd0);
-    disk->n = 4;
-    disk->piece[0] = (struct wire_disk_piece){.disk = 1,
-                                              .kind = WIRE_DISK_WRITE,
-                                              .encoding = WIRE_ENC_LZ4,
-                                              .offset = 4096,
-                                              .n_range = 260,
-                                              .n_bytes = 3,
-                                              .bytes = piece};
-    disk->piece[1] = (struct wire_disk_piece){.disk = 7,
-                                              .kind = WIRE_DISK_ZERO,
-                                              .flags = WIRE_DISK_PUNCH,
-                                              .offset = 0x020304050600,
-                                              .n_range = UINT64_C(1) << 40};
-    disk->piece[2] = (struct wire_disk_piece){.disk = 2,
-                                              .kind = WIRE_DISK_DIGEST,
-                                              .encoding = WIRE_ENC_RAW,
-                                              .offset = 0x20000,
-                                              .n_range = 0x10000,
-                                              .n_bytes = sizeof(sum),
-                                              .bytes = sum};
-    disk->piece[3] =
-        (struct wire_disk_piece){.kind = WIRE_DISK_MARK, .flags = WIRE_DISK_SYNC, .offset = 259};
-}
-
-/* A small message of each type, with every field set; what the golden bytes hold. */
-static struct wire_msg sample(uint16_t type)
-{
-    static const uint8_t piece[] = {0xc1, 0xc2, 0xc3};
-    static uint8_t frame[WIRE_FRAME_BYTES_MIN];
-    static const struct arb_record solo = {6, ARB_SOLO, "hosta", ""};
-    static const struct arb_record paired = {7, ARB_PAIRED, "hosta", "hostb"};
-    struct wire_msg m = {.type = type, .epoch = 0x0102030405060708};
-
-    switch (type) {
-    case WIRE_HEARTBEAT:
-        m.u.heartbeat = (struct wire_heartbeat){.seq = 258, .term = 7, .paired = 1};
-        break;
-    case WIRE_OFFER:
-        m.u.offer = (struct wire_offer){"{}", 2};
-        break;
-    case WIRE_READY:
-        m.u.ready =
-            (struct wire_ready){.term = 7,
-                                .n_disks = 2,
-                                .disk = {{.state = WIRE_COPY_KNOWN}, {.state = WIRE_COPY_EMPTY}}};
-        count_up(m.u.ready.disk[0].sync, WIRE_SYNC_ID_BYTES, 0xb0);
-        break;
-    case WIRE_REFUSE:
-        strcpy(m.u.refuse.text, "no room");
-        break;
-    case WIRE_ACK:
-        m.u.ack = (struct wire_ack){.term = 8, .durable = 258};
-        break;
-    case WIRE_BYE:
-        m.u.bye.reason = WIRE_BYE_VM_DIED;
-        break;
-    case WIRE_ADDRESSES:
-        m.u.addresses.n = 2;
-        m.u.addresses.entry[0] = (struct wire_address){
-            .nic = 1, .family = 4, .vlan = 258, .age_s = 260, .bytes = {192, 0, 2, 7}};
-        m.u.addresses.entry[1] = (struct wire_address){
-            .nic = 7, .family = 6, .router = 1, .bytes = {0xfe, 0x80, [14] = 0x12, 0x34}};
-        break;
-    case WIRE_DISK_RANGES:
-        m.u.disk_ranges = (struct wire_disk_ranges){.kind = WIRE_RANGES_DIFFER,
-                                                    .disk = 7,
-                                                    .last = true,
-                                                    .mark = 259,
-                                                    .n = 2,
-                                                    .range = {{4096, 8192}, {0x10000, 258}}};
-        break;
-    case WIRE_FRAMES:
-        count_up(frame, sizeof(frame), 0xe0);
-        m.u.frames = (struct wire_frames){.nic = 7, .n_bytes = sizeof(frame), .bytes = frame};
-        break;
-    case WIRE_EPOCH_BEGIN:
-        m.u.epoch_begin = (struct wire_epoch_begin){.pair_term = 9, .flushed = true};
-        break;
-    case WIRE_PAGES:
-        m.u.pages.n = 2;
-        m.u.pages.page[0] = (struct wire_page){.number = 258, .encoding = WIRE_ENC_ZERO};
-        m.u.pages.page[1] = (struct wire_page){.number = WIRE_PAGE_NUMBERS - 1,
-                                               .encoding = WIRE_ENC_LZ4,
-                                               .n_bytes = 3,
-                                               .bytes = piece};
-        break;
-    case WIRE_DISK:
-        sample_disk(&m.u.disk, piece);
-        break;
-    case WIRE_STATE:
-        m.u.state = (struct wire_state){.format = "qemu/pc-q35-7.2",
-                                        .total = 1000,
-                                        .offset = 258,
-                                        .n_raw = 260,
-                                        .encoding = WIRE_ENC_LZ4,
-                                        .n_bytes = 3,
-                                        .bytes = piece};
-        break;
-    case WIRE_EPOCH_END:
-        m.u.epoch_end =
-            (struct wire_epoch_end){.n_pages = 2, .n_disk_pieces = 4, .n_state_bytes = 1000};
-        count_up(m.u.epoch_end.digest, WIRE_DIGEST_BYTES, 0xd0);
-        break;
-    case WIRE_ARB_REQUEST:
-        m.u.arb_request = (struct wire_arb_request){
-            .op = WIRE_ARB_CAS, .vm = "web", .expected = solo, .wanted = paired};
-        break;
-    case WIRE_ARB_REPLY:
-        m.u.arb_reply = (struct wire_arb_reply){.status = WIRE_ARB_CONFLICT, .current = paired};
-        break;
-    }
-    return m;
-}
-
-static size_t encode(const struct wire_msg *m)
-{
-    int64_t n = wire_msg_encode(m, buf, BUF_BYTES);
-
-    assert_true(n >= WIRE_HEADER_BYTES);
-    return (size_t)n;
-}
-
-/* Decodes what lies in a buffer of its very own length, so that ASan sees each byte too far. */
-static int decode(const uint8_t *raw, size_t n, enum wire_channel channel, struct wire_msg *ret_msg)
-{
-    struct wire_header header;
-    int r = wire_header_decode(raw, channel, &header, NULL);
-
-    if (r < 0)
-        return r;
-    if (header.length != n - WIRE_HEADER_BYTES)
-        return -EMSGSIZE; /* a reader would wait for more, or see another message */
-    return wire_msg_decode(raw, &header, raw + WIRE_HEADER_BYTES, ret_msg, NULL);
-}
-
-static int decode_copy(size_t n, enum wire_channel channel)
-{
-    struct wire_msg msg;
-    uint8_t *copy = malloc(n);
-    int r;
-
-    assert_non_null(copy);
-    memcpy(copy, buf, n);
-    r = decode(copy, n, channel, &msg);
-    free(copy);
-    return r;
-}
-
-/* Sets length and checksum to fit, as a malicious peer would. */
-static void reseal(uint8_t *raw, size_t n)
-{
-    uint64_t sum;
-
-    for (int i = 0; i < 4; i++)
-        raw[4 + i] = (uint8_t)((n - WIRE_HEADER_BYTES) >> (8 * i));
-    memset(raw + 16, 0, 8);
-    sum = XXH3_64bits(raw, n);
-    for (int i = 0; i < 8; i++)
-        raw[16 + i] = (uint8_t)(sum >> (8 * i));
-}
-
-static void assert_same_record(const struct arb_record *a, const struct arb_record *b)
-{
-    assert_true(arb_record_equal(a, b));
-}
-
-static void assert_same_addresses(const struct wire_addresses *a, const struct wire_addresses *b)
-{
-    assert_int_equal(a->n, b->n);
-    for (uint32_t i = 0; i < a->n; i++) {
-        assert_int_equal(a->entry[i].nic, b->entry[i].nic);
-        assert_int_equal(a->entry[i].family, b->entry[i].family);
-        assert_int_equal(a->entry[i].router, b->entry[i].router);
-        assert_int_equal(a->entry[i].vlan, b->entry[i].vlan);
-        assert_int_equal(a->entry[i].age_s, b->entry[i].age_s);
-        assert_memory_equal(a->entry[i].bytes, b->entry[i].bytes, sizeof(a->entry[i].bytes));
-    }
-}
-
-static void assert_same_pages(const struct wire_pages *a, const struct wire_pages *b)
-{
-    assert_int_equal(a->n, b->n);
-    for (uint32_t i = 0; i < a->n; i++) {
-        assert_int_equal(a->page[i].number, b->page[i].number);
-        assert_int_equal(a->page[i].encoding, b->page[i].encoding);
-        assert_int_equal(a->page[i].n_bytes, b->page[i].n_bytes);
-        if (a->page[i].n_bytes)
-            assert_memory_equal(a->page[i].bytes, b->page[i].bytes, a->page[i].n_bytes);
-    }
-}
-
-static void assert_same_ready(const struct wire_ready *a, const struct wire_ready *b)
-{
-    assert_int_equal(a->term, b->term);
-    assert_int_equal(a->n_disks, b->n_disks);
-    for (uint32_t i = 0; i < a->n_disks; i++) {
-        assert_int_equal(a->disk[i].state, b->disk[i].state);
-        assert_memory_equal(a->disk[i].sync, b->disk[i].sync, WIRE_SYNC_ID_BYTES);
-    }
-}
-
-static void assert_same_ranges(const struct wire_disk_ranges *a, const struct wire_disk_ranges *b)
-{
-    assert_int_equal(a->kind, b->kind);
-    assert_int_equal(a->disk, b->disk);
-    assert_int_equal(a->last, b->last);
-    assert_int_equal(a->mark, b->mark);
-    assert_int_equal(a->n, b->n);
-    for (uint32_t i = 0; i < a->n; i++) {
-        assert_int_equal(a->range[i].offset, b->range[i].offset);
-        assert_int_equal(a->range[i].n_bytes, b->range[i].n_bytes);
-    }
-}
-
-static void assert_same_disk(const struct wire_disk *a, const struct wire_disk *b)
-{
-    assert_int_equal(a->n, b->n);
-    for (uint32_t i = 0; i < a->n; i++) {
-        const struct wire_disk_piece *p = &a->piece[i], *q = &b->piece[i];
-
-        assert_int_equal(p->disk, q->disk);
-        assert_int_equal(p->kind, q->kind);
-        assert_int_equal(p->flags, q->flags);
-        assert_int_equal(p->encoding, q->encoding);
-        assert_int_equal(p->offset, q->offset);
-        assert_int_equal(p->n_range, q->n_range);
-        assert_int_equal(p->n_bytes, q->n_bytes);
-        if (p->n_bytes)
-            assert_memory_equal(p->bytes, q->bytes, p->n_bytes);
-    }
-}
-
-static void assert_same_state(const struct wire_state *a, const struct wire_state *b)
-{
-    assert_string_equal(a->format, b->format);
-    assert_int_equal(a->total, b->total);
-    assert_int_equal(a->offset, b->offset);
-    assert_int_equal(a->n_raw, b->n_raw);
-    assert_int_equal(a->encoding, b->encoding);
-    assert_int_equal(a->n_bytes, b->n_bytes);
-    assert_memory_equal(a->bytes, b->bytes, a->n_bytes);
-}
-
-static void assert_same(const struct wire_msg *a, const struct wire_msg *b)
-{
-    assert_int_equal(a->type, b->type);
-    assert_int_equal(a->epoch, b->epoch);
-    switch (a->type) {
-    case WIRE_HEARTBEAT:
-        assert_int_equal(a->u.heartbeat.seq, b->u.heartbeat.seq);
-        assert_int_equal(a->u.heartbeat.term, b->u.heartbeat.term);
-        assert_int_equal(a->u.heartbeat.paired, b->u.heartbeat.paired);
-        break;
-    case WIRE_OFFER:
-        assert_int_equal(a->u.offer.n_json, b->u.offer.n_json);
-        assert_memory_equal(a->u.offer.json, b->u.offer.json, a->u.offer.n_json);
-        break;
-    case WIRE_READY:
-        assert_same_ready(&a->u.ready, &b->u.ready);
-        break;
-    case WIRE_REFUSE:
-        assert_string_equal(a->u.refuse.text, b->u.refuse.text);
-        break;
-    case WIRE_ACK:
-        assert_int_equal(a->u.ack.term, b->u.ack.term);
-        assert_int_equal(a->u.ack.durable, b->u.ack.durable);
-        break;
-    case WIRE_BYE:
-        assert_int_equal(a->u.bye.reason, b->u.bye.reason);
-        break;
-    case WIRE_ADDRESSES:
-        assert_same_addresses(&a->u.addresses, &b->u.addresses);
-        break;
-    case WIRE_DISK_RANGES:
-        assert_same_ranges(&a->u.disk_ranges, &b->u.disk_ranges);
-        break;
-    case WIRE_FRAMES:
-        assert_int_equal(a->u.frames.nic, b->u.frames.nic);
-        assert_int_equal(a->u.frames.n_bytes, b->u.frames.n_bytes);
-        assert_memory_equal(a->u.frames.bytes, b->u.frames.bytes, a->u.frames.n_bytes);
-        break;
-    case WIRE_EPOCH_BEGIN:
-        assert_int_equal(a->u.epoch_begin.pair_term, b->u.epoch_begin.pair_term);
-        assert_int_equal(a->u.epoch_begin.flushed, b->u.epoch_begin.flushed);
-        break;
-    case WIRE_PAGES:
-        assert_same_pages(&a->u.pages, &b->u.pages);
-        break;
-    case WIRE_DISK:
-        assert_same_disk(&a->u.disk, &b->u.disk);
-        break;
-    case WIRE_STATE:
-        assert_same_state(&a->u.state, &b->u.state);
-        break;
-    case WIRE_EPOCH_END:
-        assert_int_equal(a->u.epoch_end.n_pages, b->u.epoch_end.n_pages);
-        assert_int_equal(a->u.epoch_end.n_disk_pieces, b->u.epoch_end.n_disk_pieces);
-        assert_int_equal(a->u.epoch_end.n_state_bytes, b->u.epoch_end.n_state_bytes);
-        assert_memory_equal(a->u.epoch_end.digest, b->u.epoch_end.digest, WIRE_DIGEST_BYTES);
-        break;
-    case WIRE_ARB_REQUEST:
-        assert_int_equal(a->u.arb_request.op, b->u.arb_request.op);
-        assert_string_equal(a->u.arb_request.vm, b->u.arb_request.vm);
-        assert_same_record(&a->u.arb_request.expected, &b->u.arb_request.expected);
-        assert_same_record(&a->u.arb_request.wanted, &b->u.arb_request.wanted);
-        break;
-    case WIRE_ARB_REPLY:
-        assert_int_equal(a->u.arb_reply.status, b->u.arb_reply.status);
-        assert_same_record(&a->u.arb_reply.current, &b->u.arb_reply.current);
-        break;
-    default:
-        fail();
-    }
-}
-
-static void assert_round_trip(const struct wire_msg *m)
-{
-    size_t n = encode(m);
-    uint8_t *copy = malloc(n);
-    struct wire_msg back;
-
-    assert_non_null(copy);
-    memcpy(copy, buf, n);
-    assert_int_equal(decode(copy, n, channel_of(m->type), &back), 0);
-    assert_same(m, &back);
-    assert_int_equal(encode(&back), n);
-    assert_memory_equal(copy, buf, n);
-    free(copy);
-}
-
-static int setup(void **state)
-{
-    buf = malloc(BUF_BYTES);
-    for (size_t i = 0; i < sizeof(bulk); i++)
-        bulk[i] = (uint8_t)(i * 2654435761u >> 13);
-    return buf ? 0 : -1;
-}
-
-static int teardown(void **state)
-{
-    free(buf);
-    return 0;
-}
+#include "wire_sample.h"
 
 static void test_round_trip_small(void **state)
 {
-    for (size_t i = 0; i < N_OF(all_types); i++) {
-        struct wire_msg m = sample(all_types[i]);
+    for (size_t i = 0; i < N_OF(sample_types); i++) {
+        struct wire_msg m = sample(sample_types[i]);
 
         assert_round_trip(&m);
     }
@@ -409,7 +32,7 @@ static void test_round_trip_smallest(void **state)
                                     .n_raw = 1,
                                     .encoding = WIRE_ENC_RAW,
                                     .n_bytes = 1,
-                                    .bytes = bulk};
+                                    .bytes = sample_bulk};
     assert_round_trip(&m);
     m = (struct wire_msg){.type = WIRE_HEARTBEAT};
     assert_round_trip(&m);
@@ -432,7 +55,8 @@ static void fill_name(char name[WIRE_NAME_BYTES], char c)
 
 static void test_round_trip_largest_bulk(void **state)
 {
-    struct wire_msg m = {.type = WIRE_OFFER, .u.offer = {(char *)bulk, WIRE_OFFER_BYTES_MAX}};
+    struct wire_msg m = {.type = WIRE_OFFER,
+                         .u.offer = {(char *)sample_bulk, WIRE_OFFER_BYTES_MAX}};
 
     assert_round_trip(&m);
     m = (struct wire_msg){.type = WIRE_PAGES, .epoch = UINT64_MAX};
@@ -441,16 +65,16 @@ static void test_round_trip_largest_bulk(void **state)
         m.u.pages.page[i] = (struct wire_page){.number = WIRE_PAGE_NUMBERS - 1 - i,
                                                .encoding = WIRE_ENC_RAW,
                                                .n_bytes = WIRE_PAGE_BYTES,
-                                               .bytes = bulk + i * WIRE_PAGE_BYTES};
+                                               .bytes = sample_bulk + i * WIRE_PAGE_BYTES};
     assert_round_trip(&m);
-    assert_int_equal(wire_msg_encode(&m, buf, encode(&m) - 1), -ENOSPC);
+    assert_int_equal(wire_msg_encode(&m, sample_buf, encode(&m) - 1), -ENOSPC);
     m = (struct wire_msg){.type = WIRE_ADDRESSES, .u.addresses.n = WIRE_ADDRESSES_MAX};
     for (uint32_t i = 0; i < WIRE_ADDRESSES_MAX; i++) {
         struct wire_address *a = &m.u.addresses.entry[i];
 
         *a = (struct wire_address){
             .nic = WIRE_NICS_MAX - 1, .family = 6, .router = 1, .vlan = 4095, .age_s = UINT16_MAX};
-        memcpy(a->bytes, bulk + i * sizeof(a->bytes), sizeof(a->bytes));
+        memcpy(a->bytes, sample_bulk + i * sizeof(a->bytes), sizeof(a->bytes));
     }
     assert_round_trip(&m);
     m = sample(WIRE_STATE);
@@ -459,7 +83,7 @@ static void test_round_trip_largest_bulk(void **state)
     m.u.state.offset = WIRE_STATE_MAX - WIRE_STATE_PER_MSG;
     m.u.state.n_raw = m.u.state.n_bytes = WIRE_STATE_PER_MSG;
     m.u.state.encoding = WIRE_ENC_RAW;
-    m.u.state.bytes = bulk;
+    m.u.state.bytes = sample_bulk;
     assert_round_trip(&m);
 }
 
@@ -485,14 +109,14 @@ static void test_round_trip_largest_values(void **state)
 
 static void test_golden(void **state)
 {
-    for (size_t i = 0; i < N_OF(all_types); i++) {
-        struct wire_msg m = sample(all_types[i]), back;
+    for (size_t i = 0; i < N_OF(sample_types); i++) {
+        struct wire_msg m = sample(sample_types[i]), back;
         const struct golden_msg *g = &golden_msgs[i];
         size_t n = encode(&m);
 
         assert_int_equal(g->n, n);
-        assert_memory_equal(g->bytes, buf, n);
-        assert_int_equal(decode(g->bytes, n, channel_of(m.type), &back), 0);
+        assert_memory_equal(g->bytes, sample_buf, n);
+        assert_int_equal(decode(g->bytes, n, sample_channel(m.type), &back), 0);
         assert_same(&m, &back);
     }
 }
@@ -501,34 +125,34 @@ static void test_every_damaged_byte_is_refused(void **state)
 {
     static const uint8_t damage[] = {0x01, 0x80, 0xff};
 
-    for (size_t i = 0; i < N_OF(all_types); i++) {
-        struct wire_msg m = sample(all_types[i]);
+    for (size_t i = 0; i < N_OF(sample_types); i++) {
+        struct wire_msg m = sample(sample_types[i]);
         size_t n = encode(&m);
 
         for (size_t at = 0; at < n; at++) {
             for (size_t d = 0; d < N_OF(damage); d++) {
-                buf[at] ^= damage[d];
-                assert_true(decode_copy(n, channel_of(m.type)) < 0);
-                buf[at] ^= damage[d];
+                sample_buf[at] ^= damage[d];
+                assert_true(decode_copy(n, sample_channel(m.type)) < 0);
+                sample_buf[at] ^= damage[d];
             }
         }
-        assert_int_equal(decode_copy(n, channel_of(m.type)), 0);
+        assert_int_equal(decode_copy(n, sample_channel(m.type)), 0);
     }
 }
 
 static void test_every_other_length_is_refused(void **state)
 {
-    for (size_t i = 0; i < N_OF(all_types); i++) {
-        struct wire_msg m = sample(all_types[i]);
+    for (size_t i = 0; i < N_OF(sample_types); i++) {
+        struct wire_msg m = sample(sample_types[i]);
         size_t n = encode(&m);
 
-        memset(buf + n, 0, 64);
+        memset(sample_buf + n, 0, 64);
         for (size_t other = WIRE_HEADER_BYTES; other <= n + 64; other++) {
             /* Any length but 0 is right for an offer, whose payload is one text. */
             bool right = other == n || (m.type == WIRE_OFFER && other > WIRE_HEADER_BYTES);
 
-            reseal(buf, other);
-            assert_int_equal(decode_copy(other, channel_of(m.type)), right ? 0 : -EPROTO);
+            reseal(sample_buf, other);
+            assert_int_equal(decode_copy(other, sample_channel(m.type)), right ? 0 : -EPROTO);
         }
     }
 }
@@ -539,20 +163,20 @@ static void test_header(void **state)
     struct wire_msg m = sample(WIRE_ACK);
     size_t n = encode(&m);
 
-    assert_int_equal(wire_header_decode(buf, WIRE_CHANNEL_CONTROL, &header, NULL), 0);
+    assert_int_equal(wire_header_decode(sample_buf, WIRE_CHANNEL_CONTROL, &header, NULL), 0);
     assert_int_equal(header.type, WIRE_ACK);
     assert_int_equal(header.length, n - WIRE_HEADER_BYTES);
     assert_int_equal(header.epoch, m.epoch);
     for (unsigned type = 0; type < 300; type++) { /* no type on a channel that is not its own */
         bool known = false;
 
-        buf[0] = (uint8_t)type;
-        buf[1] = (uint8_t)(type >> 8);
-        for (size_t i = 0; i < N_OF(all_types); i++)
-            known = known || all_types[i] == type;
+        sample_buf[0] = (uint8_t)type;
+        sample_buf[1] = (uint8_t)(type >> 8);
+        for (size_t i = 0; i < N_OF(sample_types); i++)
+            known = known || sample_types[i] == type;
         for (int c = 0; c < 5; c++) {
-            if (!known || c != (int)channel_of((uint16_t)type))
-                assert_int_equal(wire_header_decode(buf, c, &header, NULL), -EPROTO);
+            if (!known || c != (int)sample_channel((uint16_t)type))
+                assert_int_equal(wire_header_decode(sample_buf, c, &header, NULL), -EPROTO);
         }
     }
 }
@@ -563,14 +187,15 @@ static void test_longer_than_allowed_is_refused_unread(void **state)
                                         0xffffffff};
     struct wire_header header;
 
-    for (size_t i = 0; i < N_OF(all_types); i++) {
-        struct wire_msg m = sample(all_types[i]);
+    for (size_t i = 0; i < N_OF(sample_types); i++) {
+        struct wire_msg m = sample(sample_types[i]);
 
         (void)encode(&m);
         for (size_t l = 0; l < N_OF(too_long); l++) {
             for (int b = 0; b < 4; b++)
-                buf[4 + b] = (uint8_t)(too_long[l] >> (8 * b));
-            assert_int_equal(wire_header_decode(buf, channel_of(m.type), &header, NULL), -EPROTO);
+                sample_buf[4 + b] = (uint8_t)(too_long[l] >> (8 * b));
+            assert_int_equal(wire_header_decode(sample_buf, sample_channel(m.type), &header, NULL),
+                             -EPROTO);
         }
     }
 }
@@ -578,7 +203,14 @@ static void test_longer_than_allowed_is_refused_unread(void **state)
 /* Single bytes that make a well-sealed message invalid. */
 static void test_malformed_with_right_checksum(void **state)
 {
-    enum { P = WIRE_HEADER_BYTES, ENTRY = P + 8, STATE = P + 80, RECORD = P + 8 };
+    enum {
+        P = WIRE_HEADER_BYTES,
+        ENTRY = P + 8,
+        STATE = P + 80,
+        RECORD = P + 8,
+        COPY = P + 16,
+        RANGE = P + 16
+    };
     static const struct {
         uint16_t type;
         size_t at;
@@ -590,7 +222,24 @@ static void test_malformed_with_right_checksum(void **state)
         {WIRE_HEARTBEAT, P + 16, 2}, /* paired */
         {WIRE_HEARTBEAT, P + 17, 1},
         {WIRE_HEARTBEAT, P + 23, 1},
-        {WIRE_REFUSE, P, 0}, /* text: empty, bytes after its end, unterminated */
+        {WIRE_READY, P + 8, 0}, /* count */
+        {WIRE_READY, P + 8, 1},
+        {WIRE_READY, P + 8, 3},
+        {WIRE_READY, P + 8, WIRE_DISKS_MAX + 1},
+        {WIRE_READY, P + 8, 0xff},
+        {WIRE_READY, P + 9, 1},
+        {WIRE_READY, P + 15, 1},
+        {WIRE_READY, COPY, 0}, /* state: none; empty or unknown with an id; unheard of */
+        {WIRE_READY, COPY, 1},
+        {WIRE_READY, COPY, 3},
+        {WIRE_READY, COPY, 4},
+        {WIRE_READY, COPY + 1, 1},
+        {WIRE_READY, COPY + 7, 1},
+        {WIRE_READY, COPY + 24, 2}, /* known without an id; empty with one */
+        {WIRE_READY, COPY + 32, 1},
+        {WIRE_READY, COPY + 47, 1},
+        {WIRE_ACK, P + 15, 0xff}, /* durable what is not here */
+        {WIRE_REFUSE, P, 0},      /* text: empty, bytes after its end, unterminated */
         {WIRE_REFUSE, P, '\n'},
         {WIRE_REFUSE, P + 511, 'x'},
         {WIRE_BYE, P, 0},
@@ -613,6 +262,36 @@ static void test_malformed_with_right_checksum(void **state)
         {WIRE_ADDRESSES, ENTRY + 5, 0x10}, /* VLAN */
         {WIRE_ADDRESSES, ENTRY + 12, 1},   /* IPv4 of more than 4 bytes */
         {WIRE_ADDRESSES, ENTRY + 23, 1},
+        {WIRE_DISK_RANGES, P, 0}, /* kind: none, dirty with a mark, unheard of */
+        {WIRE_DISK_RANGES, P, 1},
+        {WIRE_DISK_RANGES, P, 3},
+        {WIRE_DISK_RANGES, P + 1, WIRE_DISKS_MAX},
+        {WIRE_DISK_RANGES, P + 2, 2},
+        {WIRE_DISK_RANGES, P + 3, 1},
+        {WIRE_DISK_RANGES, P + 4, 0}, /* count */
+        {WIRE_DISK_RANGES, P + 4, 1},
+        {WIRE_DISK_RANGES, P + 4, 3},
+        {WIRE_DISK_RANGES, P + 5, 4},
+        {WIRE_DISK_RANGES, P + 7, 0xff},
+        {WIRE_DISK_RANGES, RANGE + 1, 0xf0}, /* reaches into the next; empty; out of order */
+        {WIRE_DISK_RANGES, RANGE + 9, 0},
+        {WIRE_DISK_RANGES, RANGE + 18, 0},
+        {WIRE_FRAMES, P, WIRE_NICS_MAX},
+        {WIRE_FRAMES, P + 1, 1},
+        {WIRE_FRAMES, P + 3, 1},
+        {WIRE_FRAMES, P + 4, 13},
+        {WIRE_FRAMES, P + 4, 15},
+        {WIRE_FRAMES, P + 7, 0xff},
+        {WIRE_EPOCH_BEGIN, P + 8, 2},
+        {WIRE_EPOCH_BEGIN, P + 9, 1},
+        {WIRE_EPOCH_BEGIN, P + 15, 1},
+        {WIRE_DISK, P, 0}, /* count */
+        {WIRE_DISK, P, 3},
+        {WIRE_DISK, P, 5},
+        {WIRE_DISK, P + 1, 1},
+        {WIRE_DISK, P + 3, 0xff},
+        {WIRE_DISK, P + 4, 1},
+        {WIRE_DISK, P + 7, 1},
         {WIRE_PAGES, P, 0}, /* count */
         {WIRE_PAGES, P, 1},
         {WIRE_PAGES, P, 3},
@@ -681,29 +360,29 @@ static void test_malformed_with_right_checksum(void **state)
         size_t n = encode(&m);
         bool harmless = cases[i].type == WIRE_STATE && cases[i].at == STATE;
 
-        kept = buf[cases[i].at];
-        buf[cases[i].at] = cases[i].value;
+        kept = sample_buf[cases[i].at];
+        sample_buf[cases[i].at] = cases[i].value;
         assert_int_not_equal(kept, cases[i].value);
-        reseal(buf, n);
-        if (decode_copy(n, channel_of(m.type)) != (harmless ? 0 : -EPROTO))
+        reseal(sample_buf, n);
+        if (decode_copy(n, sample_channel(m.type)) != (harmless ? 0 : -EPROTO))
             fail_msg("case %zu: type %u, byte %zu", i, cases[i].type, cases[i].at);
     }
 }
 
 static void test_epoch_required(void **state)
 {
-    static const uint16_t with_epoch[] = {WIRE_ACK, WIRE_EPOCH_BEGIN, WIRE_PAGES, WIRE_STATE,
-                                          WIRE_EPOCH_END};
+    static const uint16_t with_epoch[] = {WIRE_ACK,  WIRE_EPOCH_BEGIN, WIRE_PAGES,
+                                          WIRE_DISK, WIRE_STATE,       WIRE_EPOCH_END};
 
     for (size_t i = 0; i < N_OF(with_epoch); i++) {
         struct wire_msg m = sample(with_epoch[i]);
         size_t n = encode(&m);
 
-        memset(buf + 8, 0, 8);
-        reseal(buf, n);
-        assert_int_equal(decode_copy(n, channel_of(m.type)), -EPROTO);
+        memset(sample_buf + 8, 0, 8);
+        reseal(sample_buf, n);
+        assert_int_equal(decode_copy(n, sample_channel(m.type)), -EPROTO);
         m.epoch = 0;
-        assert_int_equal(wire_msg_encode(&m, buf, BUF_BYTES), -EINVAL);
+        assert_not_encoded(&m);
     }
 }
 
@@ -711,26 +390,26 @@ static void test_encoder_refuses_invalid(void **state)
 {
     struct wire_msg m = {.type = 99};
 
-    assert_int_equal(wire_msg_encode(&m, buf, BUF_BYTES), -EINVAL);
+    assert_not_encoded(&m);
     m = sample(WIRE_PAGES);
     m.u.pages.n = WIRE_PAGES_PER_MSG + 1;
-    assert_int_equal(wire_msg_encode(&m, buf, BUF_BYTES), -EINVAL);
+    assert_not_encoded(&m);
     m = sample(WIRE_ADDRESSES);
     m.u.addresses.n = WIRE_ADDRESSES_MAX + 1;
-    assert_int_equal(wire_msg_encode(&m, buf, BUF_BYTES), -EINVAL);
+    assert_not_encoded(&m);
     m = sample(WIRE_ADDRESSES);
     m.u.addresses.entry[1].family = 4;
-    assert_int_equal(wire_msg_encode(&m, buf, BUF_BYTES), -EINVAL);
+    assert_not_encoded(&m);
     m = sample(WIRE_OFFER);
     m.u.offer.n_json = WIRE_OFFER_BYTES_MAX + 1;
-    assert_int_equal(wire_msg_encode(&m, buf, BUF_BYTES), -EINVAL);
+    assert_not_encoded(&m);
     m = sample(WIRE_ARB_REQUEST);
     m.u.arb_request.wanted.term = 1;
-    assert_int_equal(wire_msg_encode(&m, buf, BUF_BYTES), -EINVAL);
-    for (size_t i = 0; i < N_OF(all_types); i++) {
-        m = sample(all_types[i]);
+    assert_not_encoded(&m);
+    for (size_t i = 0; i < N_OF(sample_types); i++) {
+        m = sample(sample_types[i]);
         for (size_t room = encode(&m); room-- > 0;)
-            assert_int_equal(wire_msg_encode(&m, buf, room), -ENOSPC);
+            assert_int_equal(wire_msg_encode(&m, sample_buf, room), -ENOSPC);
     }
 }
 
@@ -741,7 +420,7 @@ static void test_text_is_made_printable(void **state)
 
     strcpy(m.u.refuse.text, "a\tb\xc3\xa4");
     n = encode(&m);
-    assert_int_equal(decode(buf, n, WIRE_CHANNEL_CONTROL, &back), 0);
+    assert_int_equal(decode(sample_buf, n, WIRE_CHANNEL_CONTROL, &back), 0);
     assert_string_equal(back.u.refuse.text, "a?b??");
 }
 
@@ -760,7 +439,7 @@ static void test_random_pages(void **state)
             x ^= x << 13, x ^= x >> 7, x ^= x << 17;
             p->number = x % WIRE_PAGE_NUMBERS;
             p->encoding = (uint8_t)(x % 3);
-            p->bytes = bulk + x % (sizeof(bulk) - WIRE_PAGE_BYTES);
+            p->bytes = sample_bulk + x % (sizeof(sample_bulk) - WIRE_PAGE_BYTES);
             p->n_bytes = p->encoding == WIRE_ENC_ZERO  ? 0
                          : p->encoding == WIRE_ENC_RAW ? WIRE_PAGE_BYTES
                                                        : 1 + (uint16_t)(x % 4095);
@@ -788,5 +467,5 @@ int main(void)
         cmocka_unit_test(test_random_pages),
     };
 
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, sample_setup, sample_teardown);
 }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #define XXH_STATIC_LINKING_ONLY
+#include <assert.h>
 #include <errno.h>
 #include <lz4.h>
 #include <stdlib.h>
@@ -202,43 +203,128 @@ static void test_wrong_lengths_and_encodings(void **state)
     assert_int_equal(decode(0xff, raw, 16), -EPROTO);
 }
 
+enum { BULK_MAX = WIRE_DISK_PIECE_BYTES };
+static_assert((int)BULK_MAX == (int)WIRE_STATE_PER_MSG, "of disks and of device state alike");
+
+/* Three buffers of that size. */
+static uint8_t *bulk, *bulk_out, *bulk_back;
+
+static int bulk_setup(void **state)
+{
+    bulk = malloc(BULK_MAX);
+    bulk_out = malloc(BULK_MAX);
+    bulk_back = malloc(BULK_MAX);
+    return bulk && bulk_out && bulk_back ? 0 : -1;
+}
+
+static int bulk_teardown(void **state)
+{
+    free(bulk);
+    free(bulk_out);
+    free(bulk_back);
+    return 0;
+}
+
+static const uint32_t bulk_sizes[] = {1, 2, 7, 8, 9, 100, 512, 4096, 65537, BULK_MAX};
+
+/* Fills n bytes of bulk: with what LZ4 is worth trying on, or not. Returns the encoding expected.
+ */
+static uint8_t bulk_fill(uint32_t n, bool text)
+{
+    if (text)
+        fill_text(bulk, n);
+    else
+        fill_random(bulk, n);
+    return text && n >= 100 ? WIRE_ENC_LZ4 : WIRE_ENC_RAW;
+}
+
 static void test_state_pieces(void **state)
 {
-    static const uint32_t sizes[] = {1, 2, 7, 8, 9, 100, 4096, 65537, WIRE_STATE_PER_MSG};
-    uint8_t *bytes = malloc(WIRE_STATE_PER_MSG), *out = malloc(WIRE_STATE_PER_MSG);
-    uint8_t *back = malloc(WIRE_STATE_PER_MSG);
+    for (size_t i = 0; i < 2 * N_OF(bulk_sizes); i++) {
+        uint32_t n = bulk_sizes[i / 2];
+        uint8_t expected = bulk_fill(n, i % 2);
+        struct wire_state piece = {.total = n};
 
-    assert_true(bytes && out && back);
-    for (size_t i = 0; i < N_OF(sizes); i++) {
-        for (int kind = 0; kind < 2; kind++) {
-            struct wire_state piece = {.total = sizes[i]};
-
-            if (kind == 0)
-                fill_text(bytes, sizes[i]);
-            else
-                fill_random(bytes, sizes[i]);
-            state_piece_encode(bytes, sizes[i], out, &piece);
-            assert_int_equal(piece.n_raw, sizes[i]);
-            assert_int_equal(piece.encoding,
-                             kind == 0 && sizes[i] >= 100 ? WIRE_ENC_LZ4 : WIRE_ENC_RAW);
-            assert_int_equal(state_piece_decode(&piece, back, NULL), 0);
-            assert_memory_equal(bytes, back, sizes[i]);
-            if (piece.encoding == WIRE_ENC_LZ4) {
-                piece.n_bytes--;
-                assert_int_equal(state_piece_decode(&piece, back, NULL), -EPROTO);
-            }
-        }
+        state_piece_encode(bulk, n, bulk_out, &piece);
+        assert_int_equal(piece.n_raw, n);
+        assert_int_equal(piece.encoding, expected);
+        assert_int_equal(state_piece_decode(&piece, bulk_back, NULL), 0);
+        assert_memory_equal(bulk, bulk_back, n);
+        piece.n_bytes--;
+        assert_int_equal(state_piece_decode(&piece, bulk_back, NULL), -EPROTO);
     }
-    free(bytes);
-    free(out);
-    free(back);
+}
+
+static void test_disk_writes(void **state)
+{
+    for (size_t i = 0; i < 2 * N_OF(bulk_sizes); i++) {
+        uint32_t n = bulk_sizes[i / 2];
+        uint8_t expected = bulk_fill(n, i % 2);
+        struct wire_disk_piece piece = {.kind = WIRE_DISK_WRITE, .n_range = n};
+
+        disk_piece_encode(bulk, n, bulk_out, &piece);
+        assert_int_equal(piece.encoding, expected);
+        assert_true(expected == WIRE_ENC_RAW ? piece.n_bytes == n : piece.n_bytes <= n - n / 8);
+        assert_int_equal(disk_piece_decode(&piece, bulk_back, NULL), 0);
+        assert_memory_equal(bulk, bulk_back, n);
+        piece.n_bytes--; /* less, and more, than it needs */
+        assert_int_equal(disk_piece_decode(&piece, bulk_back, NULL), -EPROTO);
+        piece.n_bytes++;
+        piece.n_range++;
+        assert_int_equal(disk_piece_decode(&piece, bulk_back, NULL), -EPROTO);
+    }
+}
+
+static void test_disk_pieces_without_data(void **state)
+{
+    struct wire_disk_piece piece = {.kind = WIRE_DISK_ZERO, .n_range = UINT64_MAX, .encoding = 77};
+
+    disk_piece_encode(NULL, 0, NULL, &piece);
+    assert_int_equal(piece.encoding, WIRE_ENC_ZERO);
+    assert_int_equal(piece.n_bytes, 0);
+    assert_int_equal(disk_piece_decode(&piece, NULL, NULL), 0);
+    piece.kind = WIRE_DISK_MARK;
+    assert_int_equal(disk_piece_decode(&piece, NULL, NULL), 0);
+    piece.kind = WIRE_DISK_WRITE;
+    assert_int_equal(disk_piece_decode(&piece, NULL, NULL), -EPROTO);
+    piece.n_range = 1;
+    assert_int_equal(disk_piece_decode(&piece, NULL, NULL), -EPROTO);
+    piece.kind = WIRE_DISK_DIGEST;
+    piece.n_range = 65536;
+    assert_int_equal(disk_piece_decode(&piece, NULL, NULL), -EPROTO);
+}
+
+static void test_disk_digests(void **state)
+{
+    struct wire_disk_piece piece = {.kind = WIRE_DISK_DIGEST, .n_range = 65536};
+
+    memset(bulk, 'd', WIRE_DIGEST_BYTES); /* it would compress */
+    disk_piece_encode(bulk, WIRE_DIGEST_BYTES, bulk_out, &piece);
+    assert_int_equal(piece.encoding, WIRE_ENC_RAW);
+    assert_int_equal(piece.n_bytes, WIRE_DIGEST_BYTES);
+    assert_int_equal(disk_piece_decode(&piece, bulk_back, NULL), 0);
+    assert_memory_equal(bulk, bulk_back, WIRE_DIGEST_BYTES);
+    piece.n_bytes--;
+    assert_int_equal(disk_piece_decode(&piece, bulk_back, NULL), -EPROTO);
 }
 
 static void test_digest(void **state)
 {
     static const uint8_t empty[] = {0x99, 0xaa, 0x06, 0xd3, 0x01, 0x47, 0x98, 0xd8,
                                     0x60, 0x01, 0xc3, 0x24, 0x46, 0x8d, 0x49, 0x7f};
-    uint8_t flat[2 * (8 + WIRE_PAGE_BYTES) + 5] = {0}, digest[WIRE_DIGEST_BYTES];
+    static const uint8_t disk[2 * 24 + 4] = {
+        5, 1, 0, [9] = 0x10,   [16] = 4, [24] = 'd', 'a', 't', 'a', /* 4 bytes at 4096 */
+        0, 4, 2, [28 + 8] = 7,
+    };
+    uint8_t flat[2 * (8 + WIRE_PAGE_BYTES) + sizeof(disk) + 5] = {0}, digest[WIRE_DIGEST_BYTES];
+    const struct wire_disk_piece write = {.disk = 5,
+                                          .kind = WIRE_DISK_WRITE,
+                                          .encoding = WIRE_ENC_RAW, /* no matter */
+                                          .offset = 4096,
+                                          .n_range = 4,
+                                          .n_bytes = 4};
+    const struct wire_disk_piece mark = {
+        .kind = WIRE_DISK_MARK, .flags = WIRE_DISK_SYNC, .offset = 7};
     struct epoch_digest *d = epoch_digest_new();
     XXH128_canonical_t want;
 
@@ -247,16 +333,19 @@ static void test_digest(void **state)
     assert_memory_equal(digest, empty,
                         sizeof(digest)); /* XXH3-128 of nothing, its published value */
 
-    /* Page 0x0102, page 3, state "state": the same bytes as a whole. */
+    /* Page 0x0102, page 3, a write and a mark, state "state": the same bytes as a whole. */
     flat[0] = 0x02;
     flat[1] = 0x01;
     fill_random(flat + 8, WIRE_PAGE_BYTES);
     flat[8 + WIRE_PAGE_BYTES] = 3;
     fill_text(flat + 16 + WIRE_PAGE_BYTES, WIRE_PAGE_BYTES);
-    memcpy(flat + 16 + 2 * WIRE_PAGE_BYTES, "state", 5);
+    memcpy(flat + 16 + 2 * WIRE_PAGE_BYTES, disk, sizeof(disk));
+    memcpy(flat + sizeof(flat) - 5, "state", 5);
     XXH128_canonicalFromHash(&want, XXH3_128bits(flat, sizeof(flat)));
     epoch_digest_page(d, 0x0102, flat + 8);
     epoch_digest_page(d, 3, flat + 16 + WIRE_PAGE_BYTES);
+    epoch_digest_disk(d, &write, (const uint8_t *)"data", 4);
+    epoch_digest_disk(d, &mark, NULL, 0);
     epoch_digest_state(d, (const uint8_t *)"sta", 3);
     epoch_digest_state(d, NULL, 0);
     epoch_digest_state(d, (const uint8_t *)"te", 2);
@@ -281,8 +370,11 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_malicious_pages, setup, teardown),
         cmocka_unit_test(test_wrong_lengths_and_encodings),
         cmocka_unit_test_setup_teardown(test_state_pieces, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_disk_writes, setup, teardown),
+        cmocka_unit_test(test_disk_pieces_without_data),
+        cmocka_unit_test(test_disk_digests),
         cmocka_unit_test(test_digest),
     };
 
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, bulk_setup, bulk_teardown);
 }
