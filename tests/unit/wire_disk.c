@@ -156,6 +156,33 @@ static void test_full_message(void **state)
     assert_not_encoded(&m);
 }
 
+/* Each piece is there and right, but there are more than the reader's list holds. */
+static void test_too_many_pieces(void **state)
+{
+    enum { FORM = 8, ENTRY = 24, MOST = (WIRE_DISK_PIECE_BYTES + 256 * ENTRY) / ENTRY };
+    static const struct {
+        uint32_t n;
+        int result;
+    } cases[] = {
+        {WIRE_DISK_PIECES_PER_MSG, 0},
+        {WIRE_DISK_PIECES_PER_MSG + 1, -EPROTO},
+        {MOST, -EPROTO}, /* the longest message that is read at all */
+    };
+
+    for (size_t i = 0; i < N_OF(cases); i++) {
+        struct wire_msg m = sample(WIRE_DISK);
+        size_t n = WIRE_HEADER_BYTES + FORM + (size_t)cases[i].n * ENTRY;
+
+        (void)encode(&m); /* for its header */
+        memset(sample_buf + WIRE_HEADER_BYTES, 0, n - WIRE_HEADER_BYTES);
+        put_le(sample_buf + WIRE_HEADER_BYTES, cases[i].n, 4);
+        for (uint32_t p = 0; p < cases[i].n; p++)
+            sample_buf[WIRE_HEADER_BYTES + FORM + p * ENTRY + 1] = WIRE_DISK_MARK;
+        reseal(sample_buf, n);
+        assert_int_equal(decode_copy(n, WIRE_CHANNEL_DATA), cases[i].result);
+    }
+}
+
 static void test_ready(void **state)
 {
     struct wire_msg m = {.type = WIRE_READY};
@@ -291,10 +318,15 @@ static void test_bye_reasons(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_pieces),        cmocka_unit_test(test_full_message),
-        cmocka_unit_test(test_ready),         cmocka_unit_test(test_ack),
-        cmocka_unit_test(test_ranges),        cmocka_unit_test(test_frames),
-        cmocka_unit_test(test_begin_and_end), cmocka_unit_test(test_bye_reasons),
+        cmocka_unit_test(test_pieces),
+        cmocka_unit_test(test_full_message),
+        cmocka_unit_test(test_too_many_pieces),
+        cmocka_unit_test(test_ready),
+        cmocka_unit_test(test_ack),
+        cmocka_unit_test(test_ranges),
+        cmocka_unit_test(test_frames),
+        cmocka_unit_test(test_begin_and_end),
+        cmocka_unit_test(test_bye_reasons),
     };
 
     return cmocka_run_group_tests(tests, sample_setup, sample_teardown);

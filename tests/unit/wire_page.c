@@ -272,6 +272,8 @@ static void test_disk_writes(void **state)
         piece.n_bytes++;
         piece.n_range++;
         assert_int_equal(disk_piece_decode(&piece, bulk_back, NULL), -EPROTO);
+        piece.n_range = (UINT64_C(1) << 32) + n; /* as long, if it were cut to 32 bits */
+        assert_int_equal(disk_piece_decode(&piece, bulk_back, NULL), -EPROTO);
     }
 }
 
