@@ -86,13 +86,14 @@ struct bye_form {
 };
 WIRE_FORM(bye_form, 8);
 
-/* ADDRESSES: this, then n address_forms. */
-struct addresses_form {
+/* What ADDRESSES, PAGES and DISK begin with: n of the forms that follow. */
+struct list_form {
     struct le32 n;
     uint8_t zero[4];
 };
-WIRE_FORM(addresses_form, 8);
+WIRE_FORM(list_form, 8);
 
+/* ADDRESSES: a list_form, then n of these. */
 struct address_form {
     uint8_t nic;
     uint8_t family;
@@ -136,13 +137,7 @@ struct epoch_begin_form {
 };
 WIRE_FORM(epoch_begin_form, 16);
 
-/* PAGES: this, then n page_forms, then the bytes of those pages one after the other. */
-struct pages_form {
-    struct le32 n;
-    uint8_t zero[4];
-};
-WIRE_FORM(pages_form, 8);
-
+/* PAGES: a list_form, then n of these, then the bytes of those pages one after the other. */
 struct page_form {
     struct le64 number;
     uint8_t encoding;
@@ -152,13 +147,7 @@ struct page_form {
 };
 WIRE_FORM(page_form, 16);
 
-/* DISK: this, then n disk_piece_forms, then the bytes of those pieces one after the other. */
-struct disk_form {
-    struct le32 n;
-    uint8_t zero[4];
-};
-WIRE_FORM(disk_form, 8);
-
+/* DISK: a list_form, then n of these, then the bytes of those pieces one after the other. */
 struct disk_piece_form {
     uint8_t disk;
     uint8_t kind;

@@ -3,6 +3,8 @@
 
 #include <errno.h>
 
+#include "wire/layout.h"
+
 static const struct payload_codec *const codecs[] = {
     [WIRE_HEARTBEAT] = &heartbeat_codec,
     [WIRE_OFFER] = &offer_codec,
@@ -35,6 +37,32 @@ int payload_too_short(struct err *err)
 int payload_malformed(struct err *err)
 {
     return err_set(err, -EPROTO, "malformed");
+}
+
+void *payload_put_list(struct wire_writer *w, uint32_t n, size_t n_form)
+{
+    struct list_form *form = wire_room(w, sizeof(*form));
+
+    if (!form)
+        return NULL;
+    form->n = le32_of(n);
+    return wire_room(w, n * n_form);
+}
+
+int payload_get_list(struct wire_reader *r, uint32_t max, size_t n_form, const char *what,
+                     uint32_t *ret_n, const void **ret_list, struct err *err)
+{
+    const struct list_form *form = wire_take(r, sizeof(*form));
+    int e;
+
+    if (!form)
+        return payload_too_short(err);
+    if (!wire_all_zero(form->zero, sizeof(form->zero)))
+        return payload_malformed(err);
+    e = payload_take_list(r, le32_get(form->n), max, n_form, what, ret_list, err);
+    if (e == 0)
+        *ret_n = le32_get(form->n);
+    return e;
 }
 
 int payload_take_list(struct wire_reader *r, uint32_t n, uint32_t max, size_t n_form,

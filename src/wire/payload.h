@@ -38,9 +38,13 @@ extern const struct payload_codec arb_request_codec, arb_reply_codec;
 int payload_too_short(struct err *err);
 int payload_malformed(struct err *err);
 
-/* The next n forms of n_form bytes each, in a list that holds `max` at most: *ret_list, borrowed.
- * The bound is what keeps n * n_form, and the list in memory, in theirs. 0; -EPROTO, naming `what`
- * they are. */
+/* Lists. get and take: *ret_list borrows n forms of n_form bytes each; `max` is the most that there
+ * may be, which keeps n * n_form, and the list in memory, within their bounds. 0; -EPROTO, naming
+ * `what` they are. put and get: a list_form and the list behind it; take: the list alone. put: the
+ * room for the list, zeroed, or NULL when it does not fit. */
+void *payload_put_list(struct wire_writer *w, uint32_t n, size_t n_form);
+int payload_get_list(struct wire_reader *r, uint32_t max, size_t n_form, const char *what,
+                     uint32_t *ret_n, const void **ret_list, struct err *err) US_MUST_CHECK;
 int payload_take_list(struct wire_reader *r, uint32_t n, uint32_t max, size_t n_form,
                       const char *what, const void **ret_list, struct err *err) US_MUST_CHECK;
 

@@ -310,12 +310,10 @@ static int addresses_check(const struct wire_msg *msg, struct err *err)
 static int addresses_put(const struct wire_msg *msg, struct wire_writer *w)
 {
     const struct wire_addresses *addresses = &msg->u.addresses;
-    struct addresses_form *form = wire_room(w, sizeof(*form));
-    struct address_form *entry = form ? wire_room(w, addresses->n * sizeof(*entry)) : NULL;
+    struct address_form *entry = payload_put_list(w, addresses->n, sizeof(*entry));
 
     if (!entry)
         return -ENOSPC;
-    form->n = le32_of(addresses->n);
     for (uint32_t i = 0; i < addresses->n; i++) {
         const struct wire_address *a = &addresses->entry[i];
 
@@ -332,18 +330,11 @@ static int addresses_put(const struct wire_msg *msg, struct wire_writer *w)
 static int addresses_get(struct wire_reader *r, struct wire_msg *msg, struct err *err)
 {
     struct wire_addresses *addresses = &msg->u.addresses;
-    const struct addresses_form *form = wire_take(r, sizeof(*form));
     const struct address_form *entry;
     const void *list;
-    int e;
+    int e = payload_get_list(r, WIRE_ADDRESSES_MAX, sizeof(*entry), "addresses", &addresses->n,
+                             &list, err);
 
-    if (!form)
-        return payload_too_short(err);
-    addresses->n = le32_get(form->n);
-    if (!wire_all_zero(form->zero, sizeof(form->zero)))
-        return payload_malformed(err);
-    e = payload_take_list(r, addresses->n, WIRE_ADDRESSES_MAX, sizeof(*entry), "addresses", &list,
-                          err);
     if (e < 0)
         return e;
     entry = list;
@@ -365,8 +356,8 @@ static int addresses_get(struct wire_reader *r, struct wire_msg *msg, struct err
 const struct payload_codec addresses_codec = {
     .name = "addresses",
     .channel = WIRE_CHANNEL_CONTROL,
-    .min = sizeof(struct addresses_form),
-    .max = PAYLOAD_LIST(addresses_form, address_form, WIRE_ADDRESSES_MAX),
+    .min = sizeof(struct list_form),
+    .max = PAYLOAD_LIST(list_form, address_form, WIRE_ADDRESSES_MAX),
     .check = addresses_check,
     .put = addresses_put,
     .get = addresses_get,

@@ -80,13 +80,11 @@ static int pages_check(const struct wire_msg *msg, struct err *err)
 static int pages_put(const struct wire_msg *msg, struct wire_writer *w)
 {
     const struct wire_pages *pages = &msg->u.pages;
-    struct pages_form *form = wire_room(w, sizeof(*form));
-    struct page_form *entry = form ? wire_room(w, pages->n * sizeof(*entry)) : NULL;
+    struct page_form *entry = payload_put_list(w, pages->n, sizeof(*entry));
     int r = 0;
 
     if (!entry)
         return -ENOSPC;
-    form->n = le32_of(pages->n);
     for (uint32_t i = 0; i < pages->n && r == 0; i++) {
         const struct wire_page *page = &pages->page[i];
 
@@ -101,17 +99,10 @@ static int pages_put(const struct wire_msg *msg, struct wire_writer *w)
 static int pages_get(struct wire_reader *r, struct wire_msg *msg, struct err *err)
 {
     struct wire_pages *pages = &msg->u.pages;
-    const struct pages_form *form = wire_take(r, sizeof(*form));
     const struct page_form *entry;
     const void *list;
-    int e;
+    int e = payload_get_list(r, WIRE_PAGES_PER_MSG, sizeof(*entry), "pages", &pages->n, &list, err);
 
-    if (!form)
-        return payload_too_short(err);
-    pages->n = le32_get(form->n);
-    if (!wire_all_zero(form->zero, sizeof(form->zero)))
-        return payload_malformed(err);
-    e = payload_take_list(r, pages->n, WIRE_PAGES_PER_MSG, sizeof(*entry), "pages", &list, err);
     if (e < 0)
         return e;
     entry = list;
@@ -133,9 +124,9 @@ static int pages_get(struct wire_reader *r, struct wire_msg *msg, struct err *er
 
 /* The most that a message of pages takes, raw; of disk pieces; of device state. */
 #define PAGES_MAX                                                                                  \
-    (PAYLOAD_LIST(pages_form, page_form, WIRE_PAGES_PER_MSG) + WIRE_PAGES_PER_MSG * WIRE_PAGE_BYTES)
+    (PAYLOAD_LIST(list_form, page_form, WIRE_PAGES_PER_MSG) + WIRE_PAGES_PER_MSG * WIRE_PAGE_BYTES)
 #define DISK_MAX                                                                                   \
-    (PAYLOAD_LIST(disk_form, disk_piece_form, WIRE_DISK_PIECES_PER_MSG) + WIRE_DISK_PIECE_BYTES)
+    (PAYLOAD_LIST(list_form, disk_piece_form, WIRE_DISK_PIECES_PER_MSG) + WIRE_DISK_PIECE_BYTES)
 #define STATE_MAX (sizeof(struct state_form) + WIRE_STATE_PER_MSG)
 
 static_assert(PAGES_MAX <= WIRE_PAYLOAD_MAX && DISK_MAX <= WIRE_PAYLOAD_MAX &&
@@ -146,7 +137,7 @@ const struct payload_codec pages_codec = {
     .name = "pages",
     .channel = WIRE_CHANNEL_DATA,
     .needs_epoch = true,
-    .min = PAYLOAD_LIST(pages_form, page_form, 1),
+    .min = PAYLOAD_LIST(list_form, page_form, 1),
     .max = PAGES_MAX,
     .check = pages_check,
     .put = pages_put,
@@ -218,13 +209,11 @@ static int disk_check(const struct wire_msg *msg, struct err *err)
 static int disk_put(const struct wire_msg *msg, struct wire_writer *w)
 {
     const struct wire_disk *disk = &msg->u.disk;
-    struct disk_form *form = wire_room(w, sizeof(*form));
-    struct disk_piece_form *entry = form ? wire_room(w, disk->n * sizeof(*entry)) : NULL;
+    struct disk_piece_form *entry = payload_put_list(w, disk->n, sizeof(*entry));
     int r = 0;
 
     if (!entry)
         return -ENOSPC;
-    form->n = le32_of(disk->n);
     for (uint32_t i = 0; i < disk->n && r == 0; i++) {
         const struct wire_disk_piece *p = &disk->piece[i];
 
@@ -245,18 +234,11 @@ static int disk_put(const struct wire_msg *msg, struct wire_writer *w)
 static int disk_get(struct wire_reader *r, struct wire_msg *msg, struct err *err)
 {
     struct wire_disk *disk = &msg->u.disk;
-    const struct disk_form *form = wire_take(r, sizeof(*form));
     const struct disk_piece_form *entry;
     const void *list;
-    int e;
+    int e = payload_get_list(r, WIRE_DISK_PIECES_PER_MSG, sizeof(*entry), "pieces", &disk->n, &list,
+                             err);
 
-    if (!form)
-        return payload_too_short(err);
-    disk->n = le32_get(form->n);
-    if (!wire_all_zero(form->zero, sizeof(form->zero)))
-        return payload_malformed(err);
-    e = payload_take_list(r, disk->n, WIRE_DISK_PIECES_PER_MSG, sizeof(*entry), "pieces", &list,
-                          err);
     if (e < 0)
         return e;
     entry = list;
@@ -283,7 +265,7 @@ const struct payload_codec disk_codec = {
     .name = "disk",
     .channel = WIRE_CHANNEL_DATA,
     .needs_epoch = true,
-    .min = PAYLOAD_LIST(disk_form, disk_piece_form, 1),
+    .min = PAYLOAD_LIST(list_form, disk_piece_form, 1),
     .max = DISK_MAX,
     .check = disk_check,
     .put = disk_put,
