@@ -28,7 +28,7 @@
 enum disk_record_kind {
     DISK_WRITE = 1,  /* n_bytes of data */
     DISK_ZERO = 2,   /* reads as zeros from now on; DISK_PUNCH: may become a hole. No data */
-    DISK_DIGEST = 3, /* data: XXH3-128 (canonical) of the n_bytes there at this place in the order */
+    DISK_DIGEST = 3, /* data: XXH3-128 (canonical) of the range, at this place in the order */
     DISK_MARK = 4,   /* tell the primary when you are here: offset is the mark's number. No data */
 };
 
