@@ -54,10 +54,11 @@ enum hyp_exit {
 };
 
 struct hyp_callbacks {
-    /* checkpoint: the vCPUs stand still. Disk requests may still be drained; the outcome follows. */
+    /* checkpoint, once before on_checkpoint: the vCPUs stand still. The disks' requests are being
+     * drained now; what the guest has ordered before may still arrive at them. NULL: not wanted. */
     void (*on_stopped)(void *user);
-    /* guest_flushes: how many flushes the guest has had completed since launch, per disk
-     * (spec->n_disks entries; borrowed). NULL: it could not be found out. */
+    /* guest_flushes: how many flushes of each disk (spec->n_disks entries; borrowed) the guest has
+     * seen ended since launch, also in vain. NULL: it could not be found out. */
     void (*on_guest_flushes)(void *user, const uint64_t *flushes);
     /* checkpoint: the VM stands still and its device state is complete. */
     void (*on_checkpoint)(void *user, const struct hyp_state *state,
@@ -66,7 +67,9 @@ struct hyp_callbacks {
     void (*on_running)(void *user);
     /* checkpoint, resume or restore did not work; `why` is borrowed. The VM may still exist: the
      * caller decides (normally hyp_vm_kill). After a failed checkpoint the driver has already
-     * tried to resume the VM; `running` says whether it runs. */
+     * tried to resume the VM; `running` says whether it runs. It may have been running for a
+     * while then: whoever put something off at on_stopped, for as long as the VM stands still,
+     * makes it good at once. */
     void (*on_failure)(void *user, const char *why, bool running);
     /* the VM is gone; only close() is allowed now. */
     void (*on_exit)(void *user, enum hyp_exit how, const char *detail);
@@ -78,14 +81,15 @@ struct hyp_nic_paths {
 };
 
 struct hyp_launch {
-    const struct vm_spec *spec;  /* borrowed during the call */
-    const char *run_dir;         /* for the hypervisor's sockets and log; exists; borrowed */
-    const char *ram_path;        /* RAM file of spec->memory_bytes; exists; borrowed */
-    const char *emulator;        /* program to run, e.g. qemu-system-x86_64; borrowed */
+    const struct vm_spec *spec;       /* borrowed during the call */
+    const char *run_dir;              /* for the hypervisor's sockets and log; exists; borrowed */
+    const char *ram_path;             /* RAM file of spec->memory_bytes; exists; borrowed */
+    const char *emulator;             /* program to run, e.g. qemu-system-x86_64; borrowed */
     const struct hyp_nic_paths *nics; /* spec->n_nics entries; borrowed */
-    const char *const *disk_sockets;  /* NBD sockets, spec->n_disks entries; borrowed */
-    bool incoming;               /* true: wait for restore(); false: start stopped, wait for resume() */
-    sd_event *event;             /* borrowed for the life of the VM */
+    const char *const *disk_sockets;  /* NBD servers' sockets, served already, spec->n_disks
+                                       * entries; borrowed */
+    bool incoming;   /* true: wait for restore(); false: start stopped, wait for resume() */
+    sd_event *event; /* borrowed for the life of the VM */
     const struct hyp_callbacks *callbacks; /* borrowed for the life of the VM */
     void *user;
 };
@@ -128,8 +132,9 @@ struct hyp_ops {
      * limit + 1. Does not block. */
     int (*dirty_count)(struct hyp_vm *vm, uint64_t limit, uint64_t *ret_pages) US_MUST_CHECK;
 
-    /* Async (on_guest_flushes): asks a VM that stands still after a checkpoint how many flushes its guest had
-     * completed, not counting the hypervisor's own. */
+    /* Async (on_guest_flushes): asks a VM that stands still after a checkpoint how many flushes its
+     * guest has seen ended, which does not include the hypervisor's own. Best called between
+     * on_checkpoint and resume(), where the question is prepared for. */
     int (*guest_flushes)(struct hyp_vm *vm, struct err *err) US_MUST_CHECK;
 
     /* Async (on_running | on_failure): lets a stopped VM run. */

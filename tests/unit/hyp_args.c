@@ -100,6 +100,44 @@ static void builds_the_same_standby(void **state)
     args_done(&s);
 }
 
+static void gives_the_disks(void **state)
+{
+    static const char *const sockets[] = {"/run/a,b/disk0.sock", "/run/x/disk1.sock"};
+    struct vm_spec spec = example();
+    struct hyp_launch launch = launch_of(&spec, false);
+    struct args args = {0};
+
+    (void)state;
+    spec.n_disks = 2;
+    spec.disks[0] = (struct vm_disk){.size_bytes = UINT64_C(1) << 30, .cache = VM_CACHE_WRITEBACK};
+    spec.disks[1] = (struct vm_disk){.size_bytes = UINT64_C(1) << 40,
+                                     .serial = "data1",
+                                     .read_only = true,
+                                     .cache = VM_CACHE_WRITETHROUGH};
+    assert_int_equal(args_build(&args, &launch, NULL), -EINVAL);
+    launch.disk_sockets = sockets;
+    assert_int_equal(args_build(&args, &launch, NULL), 0);
+    assert_non_null(
+        strstr(joined(&args),
+               " -blockdev driver=nbd,node-name=disk0,server.type=unix,"
+               "server.path=/run/a,,b/disk0.sock,discard=unmap,reconnect-delay=30,read-only=off "
+               "-device virtio-blk-pci,id=disk0,drive=disk0,num-queues=1,write-cache=on,"
+               "config-wce=off,discard=on,write-zeroes=on,werror=report,rerror=report,"
+               "cyls=2080,heads=16,secs=63 "
+               "-blockdev driver=nbd,node-name=disk1,server.type=unix,"
+               "server.path=/run/x/disk1.sock,discard=unmap,reconnect-delay=30,read-only=on "
+               "-device virtio-blk-pci,id=disk1,drive=disk1,num-queues=1,write-cache=off,"
+               "config-wce=off,discard=on,write-zeroes=on,werror=report,rerror=report,"
+               "cyls=16383,heads=16,secs=63,serial=data1 "));
+    args_done(&args);
+
+    spec.kernel[0] = 0; /* it boots from the first disk */
+    assert_int_equal(args_build(&args, &launch, NULL), 0);
+    assert_non_null(strstr(joined(&args), "cyls=2080,heads=16,secs=63,bootindex=0 "));
+    assert_null(strstr(joined(&args), "serial=data1,bootindex"));
+    args_done(&args);
+}
+
 static void refuses_what_is_not_resolved(void **state)
 {
     struct vm_spec spec = example();
@@ -136,7 +174,8 @@ static void refuses_extra_arguments(void **state)
         const char *extra[4];
         const char *why;
     } refused[] = {
-        {{"-drive", "file=x"}, "qemu_args: disks are not replicated yet: remove -drive"},
+        {{"-drive", "file=x"},
+         "qemu_args: only the disks of the VM file's disks: are replicated: remove -drive"},
         {{"--blockdev", "x"}, "disks"},
         {{"-hda", "x"}, "disks"},
         {{"-cdrom", "x"}, "disks"},
@@ -256,13 +295,10 @@ static void asks_the_emulator(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(builds_a_primary),
-        cmocka_unit_test(builds_the_same_standby),
-        cmocka_unit_test(refuses_what_is_not_resolved),
-        cmocka_unit_test(refuses_extra_arguments),
-        cmocka_unit_test(takes_other_extra_arguments),
-        cmocka_unit_test(pins_machine_types),
-        cmocka_unit_test(asks_the_emulator),
+        cmocka_unit_test(builds_a_primary),        cmocka_unit_test(builds_the_same_standby),
+        cmocka_unit_test(gives_the_disks),         cmocka_unit_test(refuses_what_is_not_resolved),
+        cmocka_unit_test(refuses_extra_arguments), cmocka_unit_test(takes_other_extra_arguments),
+        cmocka_unit_test(pins_machine_types),      cmocka_unit_test(asks_the_emulator),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

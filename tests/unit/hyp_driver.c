@@ -2,6 +2,7 @@
 /* The driver against an emulator that misbehaves on order. This program is both: with QEMU's
  * arguments it plays QEMU (hyp_fake_qemu.h), misbehaving as the environment's FAKE_QEMU says. */
 #include <errno.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -19,6 +20,7 @@
 enum happening {
     NOTHING,
     CHECKPOINT,
+    FLUSHES,
     RUNNING,
     FAILURE,
     EXIT,
@@ -30,6 +32,9 @@ struct fixture {
     struct hyp_vm *vm;
     enum happening happened[8];
     size_t n_happened;
+    size_t n_stopped;
+    bool flushes_known;
+    uint64_t flushes[2];
     char state[16];
     bool failure_running;
     enum hyp_exit exit_how;
@@ -56,6 +61,24 @@ static void on_checkpoint(void *user, const struct hyp_state *state,
     note(f, CHECKPOINT);
 }
 
+static void on_stopped(void *user)
+{
+    struct fixture *f = user;
+
+    assert_int_equal(f->n_happened, 0);
+    f->n_stopped++;
+}
+
+static void on_guest_flushes(void *user, const uint64_t *flushes)
+{
+    struct fixture *f = user;
+
+    f->flushes_known = flushes;
+    if (flushes)
+        memcpy(f->flushes, flushes, sizeof(f->flushes));
+    note(f, FLUSHES);
+}
+
 static void on_running(void *user)
 {
     note(user, RUNNING);
@@ -79,7 +102,9 @@ static void on_exit_of_vm(void *user, enum hyp_exit how, const char *detail)
     note(f, EXIT);
 }
 
-static const struct hyp_callbacks callbacks = {.on_checkpoint = on_checkpoint,
+static const struct hyp_callbacks callbacks = {.on_stopped = on_stopped,
+                                               .on_guest_flushes = on_guest_flushes,
+                                               .on_checkpoint = on_checkpoint,
                                                .on_running = on_running,
                                                .on_failure = on_failure,
                                                .on_exit = on_exit_of_vm};
@@ -112,6 +137,7 @@ static int teardown(void **state)
     return 0;
 }
 
+/* With two disks, of which the fake knows. */
 static int launch(struct fixture *f, const char *misbehaviour, bool incoming, struct err *err)
 {
     struct vm_spec spec = {
@@ -120,12 +146,15 @@ static int launch(struct fixture *f, const char *misbehaviour, bool incoming, st
         .cpus = 1,
         .machine = "pc-i440fx-7.2",
         .accel = "tcg",
+        .n_disks = 2,
     };
+    static const char *const sockets[] = {"/disk0", "/disk1"};
     struct hyp_launch order = {
         .spec = &spec,
         .run_dir = f->dir,
         .ram_path = "/dev/null",
         .emulator = self_path,
+        .disk_sockets = sockets,
         .incoming = incoming,
         .event = f->event,
         .callbacks = &callbacks,
@@ -146,7 +175,8 @@ static void launch_well(struct fixture *f, const char *misbehaviour, bool incomi
     f->vm->answer_timeout_ms = 300;
 }
 
-/* Runs the loop until something is reported, which has to be `what`. */
+/* Runs the loop until something is reported, which has to be `what`; a checkpoint after the news
+ * that the VM stands still. */
 static void expect(struct fixture *f, enum happening what)
 {
     uint64_t deadline_ns = clock_now_ns() + 10 * NS_PER_S;
@@ -156,7 +186,10 @@ static void expect(struct fixture *f, enum happening what)
     assert_int_equal(f->n_happened, 1);
     if (f->happened[0] != what)
         fail_msg("%d instead of %d: %s", f->happened[0], what, f->text);
-    f->n_happened = 0;
+    assert_true(f->n_stopped <= 1);
+    if (what == CHECKPOINT)
+        assert_int_equal(f->n_stopped, 1);
+    f->n_happened = f->n_stopped = 0;
 }
 
 /* Lets whatever else there is happen: nothing may. */
@@ -164,7 +197,7 @@ static void expect_nothing(struct fixture *f)
 {
     while (sd_event_run(f->event, 50000) > 0)
         ;
-    assert_int_equal(f->n_happened, 0);
+    assert_int_equal(f->n_happened + f->n_stopped, 0);
 }
 
 static void start(struct fixture *f, const char *misbehaviour)
@@ -198,6 +231,72 @@ static void checkpoints_again_and_again(void **state)
         expect(f, RUNNING);
     }
     expect_nothing(f);
+}
+
+static void counts_flushes(void **state)
+{
+    static const char *const unknown[] = {"no-stats", "lost-disk", "odd-stats"};
+    struct fixture *f = *state;
+
+    start(f, "");
+    for (int i = 0; i < 20; i++) {
+        order_checkpoint(f);
+        assert_int_equal(hyp_qemu.guest_flushes(f->vm, NULL), -EBUSY);
+        expect(f, CHECKPOINT);
+        if (i % 3 == 0) { /* nobody has to ask */
+            assert_int_equal(hyp_qemu.guest_flushes(f->vm, NULL), 0);
+            assert_int_equal(f->n_happened, 0);
+            assert_int_equal(hyp_qemu.resume(f->vm, NULL), -EBUSY);
+            expect(f, FLUSHES);
+            assert_true(f->flushes_known);
+            assert_int_equal(f->flushes[0], 42);
+            assert_int_equal(f->flushes[1], 7);
+        }
+        assert_int_equal(hyp_qemu.resume(f->vm, NULL), 0);
+        expect(f, RUNNING);
+    }
+    expect_nothing(f);
+    for (size_t i = 0; i < N_OF(unknown); i++) {
+        hyp_qemu.close(f->vm);
+        start(f, unknown[i]);
+        assert_int_equal(hyp_qemu.guest_flushes(f->vm, NULL), 0);
+        expect(f, FLUSHES);
+        assert_false(f->flushes_known);
+        order_checkpoint(f);
+        expect(f, CHECKPOINT);
+    }
+}
+
+static void gives_up_on_counting_flushes(void **state)
+{
+    struct fixture *f = *state;
+
+    start(f, "mute");
+    order_checkpoint(f);
+    expect(f, CHECKPOINT);
+    assert_int_equal(hyp_qemu.guest_flushes(f->vm, NULL), 0);
+    expect(f, FLUSHES);
+    assert_false(f->flushes_known);
+    assert_int_equal(hyp_qemu.resume(f->vm, NULL), -EIO);
+    expect_nothing(f);
+}
+
+/* QEMU resumes a VM by itself when its migration fails: to say then that it stands still is wrong.
+ */
+static void says_nothing_of_a_stop_that_is_over(void **state)
+{
+    struct pollfd stream = {.events = POLLIN};
+    struct fixture *f = *state;
+
+    start(f, "fail");
+    order_checkpoint(f);
+    stream.fd = f->vm->stream.fd;
+    assert_int_equal(poll(&stream, 1, 10000), 1); /* its end is the last that the fake does */
+    while (f->n_happened == 0)
+        assert_true(sd_event_run(f->event, 10000000) > 0);
+    assert_int_equal(f->n_stopped, 0);
+    expect(f, FAILURE);
+    assert_true(f->failure_running);
 }
 
 static void reports_a_refused_checkpoint(void **state)
@@ -403,6 +502,9 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(checkpoints_again_and_again, setup, teardown),
+        cmocka_unit_test_setup_teardown(counts_flushes, setup, teardown),
+        cmocka_unit_test_setup_teardown(gives_up_on_counting_flushes, setup, teardown),
+        cmocka_unit_test_setup_teardown(says_nothing_of_a_stop_that_is_over, setup, teardown),
         cmocka_unit_test_setup_teardown(reports_a_refused_checkpoint, setup, teardown),
         cmocka_unit_test_setup_teardown(resumes_after_a_failed_checkpoint, setup, teardown),
         cmocka_unit_test_setup_teardown(gives_up_on_an_endless_stream, setup, teardown),

@@ -36,7 +36,7 @@ static void say(const struct fake *q, const char *text)
 
 static void reply(const struct fake *q, json_int_t id, const char *body)
 {
-    char line[256];
+    char line[1100];
 
     (void)snprintf(line, sizeof(line), "{%s, \"id\": %lld}\r\n", body, (long long)id);
     say(q, line);
@@ -115,6 +115,32 @@ static void fake_migrate_incoming(struct fake *q, json_int_t id)
     q->incoming = false;
 }
 
+/* Two disks, among other devices. */
+static void fake_blockstats(const struct fake *q, json_int_t id)
+{
+    static const char disk[] = "{\"device\": \"\", \"node-name\": \"disk%d\", "
+                               "\"qdev\": \"/machine/peripheral/disk%d/virtio-backend\", "
+                               "\"stats\": {\"flush_operations\": %s, "
+                               "\"failed_flush_operations\": %d}}";
+    char list[1024];
+    int n = snprintf(list, sizeof(list), "\"return\": [{\"device\": \"cd\", \"stats\": {}}, ");
+
+    if (misbehaves("no-stats")) {
+        reply(q, id, "\"error\": {\"desc\": \"out of paper\"}");
+        return;
+    }
+    if (misbehaves("mute"))
+        return;
+    n += snprintf(list + n, sizeof(list) - (size_t)n, disk, 1, 1, "7", 0);
+    if (!misbehaves("lost-disk")) {
+        n += snprintf(list + n, sizeof(list) - (size_t)n, ", ");
+        n += snprintf(list + n, sizeof(list) - (size_t)n, disk, 0, 0,
+                      misbehaves("odd-stats") ? "-1" : "40", 2);
+    }
+    (void)snprintf(list + n, sizeof(list) - (size_t)n, "]");
+    reply(q, id, list);
+}
+
 static void fake_command(struct fake *q, const json_t *command)
 {
     const char *what = json_string_value(json_object_get(command, "execute"));
@@ -134,6 +160,8 @@ static void fake_command(struct fake *q, const json_t *command)
         reply(q, id,
               misbehaves("blocked") ? "\"return\": {\"blocked-reasons\": [\"device y\"]}"
                                     : "\"return\": {\"error-desc\": \"no luck\"}");
+    } else if (strcmp(what, "query-blockstats") == 0) {
+        fake_blockstats(q, id);
     } else if (strcmp(what, "cont") == 0 && misbehaves("cont-late") && q->conts++ < 3) {
         reply(q, id, "\"error\": {\"desc\": \"Migration is not finalized yet\"}");
     } else if (strcmp(what, "cont") == 0 && misbehaves("cont-never")) {

@@ -12,6 +12,10 @@
 
 enum {
     ARG_BYTES = 2048,
+    DISK_HEADS = 16,
+    DISK_SECTORS = 63, /* of a track */
+    DISK_CYLINDERS_MAX = 16383,
+    DISK_RECONNECT_S = 30, /* how long the guest's requests wait when the server closes a socket */
 };
 
 /* Appends a formatted argument. */
@@ -141,6 +145,57 @@ static int add_nic(struct args *args, size_t i, const struct vm_nic *nic,
     return add_option(args, "-device", text);
 }
 
+/* Given, so that QEMU does not look for a partition table to guess it from: where it starts on the
+ * standby, the disk's content is not there yet. The heads and sectors of every large disk; the
+ * guest's virtio driver does not care. */
+static unsigned cylinders(uint64_t size_bytes)
+{
+    uint64_t n = size_bytes / 512 / DISK_HEADS / DISK_SECTORS;
+
+    return n < 2 ? 2 : n > DISK_CYLINDERS_MAX ? DISK_CYLINDERS_MAX : (unsigned)n;
+}
+
+/* A disk of the guest, whose id is also its node's name in QEMU and must be the same on both hosts.
+ */
+static int add_disk(struct args *args, size_t i, const struct vm_disk *disk, const char *socket,
+                    bool boot)
+{
+    char path[ARG_BYTES], serial[ARG_BYTES], text[3 * ARG_BYTES];
+    int r;
+
+    (void)snprintf(text, sizeof(text),
+                   "driver=nbd,node-name=disk%zu,server.type=unix,server.path=%s,discard=unmap,"
+                   "reconnect-delay=%d,read-only=%s",
+                   i, escape(path, sizeof(path), socket), DISK_RECONNECT_S,
+                   disk->read_only ? "on" : "off");
+    r = add_option(args, "-blockdev", text);
+    if (r < 0)
+        return r;
+    /* config-wce=off: QEMU forgets in a checkpoint whether the guest has switched the cache off.
+     * werror, rerror: the guest gets its disk's errors; QEMU would stop it when there is no space.
+     */
+    (void)snprintf(text, sizeof(text),
+                   "virtio-blk-pci,id=disk%zu,drive=disk%zu,num-queues=1,write-cache=%s,"
+                   "config-wce=off,discard=on,write-zeroes=on,werror=report,rerror=report,"
+                   "cyls=%u,heads=%d,secs=%d%s%s%s",
+                   i, i, disk->cache == VM_CACHE_WRITETHROUGH ? "off" : "on",
+                   cylinders(disk->size_bytes), DISK_HEADS, DISK_SECTORS,
+                   disk->serial[0] ? ",serial=" : "", escape(serial, sizeof(serial), disk->serial),
+                   boot ? ",bootindex=0" : "");
+    return add_option(args, "-device", text);
+}
+
+static int add_disks(struct args *args, const struct hyp_launch *launch)
+{
+    const struct vm_spec *spec = launch->spec;
+    bool boot = !spec->kernel[0] && !spec->firmware[0];
+    int r = 0;
+
+    for (size_t i = 0; r == 0 && i < spec->n_disks; i++)
+        r = add_disk(args, i, &spec->disks[i], launch->disk_sockets[i], boot && i == 0);
+    return r;
+}
+
 static int add_all(struct args *args, const struct hyp_launch *launch)
 {
     const struct vm_spec *spec = launch->spec;
@@ -162,6 +217,8 @@ static int add_all(struct args *args, const struct hyp_launch *launch)
         r = add_boot(args, spec);
     for (size_t i = 0; r == 0 && i < spec->n_nics; i++)
         r = add_nic(args, i, &spec->nics[i], &launch->nics[i]);
+    if (r == 0)
+        r = add_disks(args, launch);
     (void)snprintf(chardev, sizeof(chardev), "socket,id=understudy-qmp,fd=%d,server=on,wait=off",
                    QMP_LISTEN_FD);
     if (r == 0)
@@ -184,8 +241,11 @@ int args_build(struct args *args, const struct hyp_launch *launch, struct err *e
         return err_set(err, -EINVAL, "machine type or accelerator is not resolved");
     if (strchr(spec->machine, ',') || strchr(spec->accel, ',') || strchr(spec->name, ','))
         return err_set(err, -EINVAL, "a comma in the VM's name, machine type or accelerator");
-    if (spec->n_nics > VM_NICS_MAX || spec->n_qemu_args > VM_ARGS_MAX)
-        return err_set(err, -EINVAL, "too many NICs or qemu_args");
+    if (spec->n_nics > VM_NICS_MAX || spec->n_disks > VM_DISKS_MAX ||
+        spec->n_qemu_args > VM_ARGS_MAX)
+        return err_set(err, -EINVAL, "too many NICs, disks or qemu_args");
+    if (spec->n_disks > 0 && !launch->disk_sockets)
+        return err_set(err, -EINVAL, "nobody serves the disks");
     r = add_all(args, launch);
     return r < 0 ? err_sys(err, r, "QEMU's command line") : 0;
 }

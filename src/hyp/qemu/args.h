@@ -10,7 +10,7 @@
 /* QEMU's command line for a VM, and what may stand in a VM file's qemu_args. */
 
 enum {
-    ARGS_MAX = 128,
+    ARGS_MAX = 160,
     QMP_LISTEN_FD = 3, /* the descriptor on which QEMU finds its listening control socket */
 };
 

@@ -7,7 +7,7 @@
 
 #include "hyp/qemu/args.h"
 
-static const char disk[] = "disks are not replicated yet";
+static const char disk[] = "only the disks of the VM file's disks: are replicated";
 static const char bypass[] = "it would carry data past the output gate";
 static const char outside_ram[] = "only the VM's main memory is replicated";
 static const char holes[] = "memory that it gives back to the host escapes dirty tracking";

@@ -15,8 +15,10 @@
 /* Theory of operation. A checkpoint is an ordinary migration into a descriptor, of everything but
  * the guest's RAM, which the capability x-ignore-shared leaves out. QEMU stops the vCPUs by itself
  * (event STOP), writes CPU and device state, says MIGRATION completed, closes the descriptor, and
- * stays stopped. The checkpoint is complete when both the event and the end of the stream were
- * seen: STOP alone does not mean that QEMU's I/O into the guest's RAM is drained.
+ * stays stopped. Between STOP and the end it lets the disks' requests end and flushes the disks,
+ * which takes as long as the slowest of them. The checkpoint is complete when both the event and
+ * the end of the stream were seen: STOP alone does not mean that QEMU's I/O into the guest's RAM is
+ * drained.
  *
  * QEMU holds its big lock while it writes, and answers no QMP meanwhile; so the stream is read as
  * it comes, and everything that can be done before the order is done before ("armed").
@@ -65,7 +67,7 @@ static void complete_if_all_seen(struct hyp_vm *vm)
     }
     vm->timing.state_ns = clock_now_ns() - vm->order_ns;
     disarm(&vm->stream);
-    vm_finish(vm, VM_OUTCOME_CHECKPOINT, "device state complete");
+    vm_end(vm, VM_IDLE, VM_OUTCOME_CHECKPOINT, "device state complete");
 }
 
 /* Makes room for more of the stream. */
@@ -185,8 +187,10 @@ int vm_checkpoint(struct hyp_vm *vm, struct err *err)
     r = qmp_send(vm->qmp, "migrate", migrate_arguments, -1, on_migrate, vm);
     if (r < 0)
         return err_sys(err, r, "QMP migrate");
-    qmp_prepare(vm->qmp, "cont", "");
+    qmp_prepare(vm->qmp, vm->n_disks > 0 ? "query-blockstats" : "cont", "");
     vm_set_phase(vm, VM_CHECKPOINT, "ordered");
+    if (!vm->running) /* QEMU will not say STOP */
+        vm_stopped(vm);
     vm_set_timer(vm, vm->checkpoint_timeout_ms);
     return 0;
 }
@@ -195,7 +199,7 @@ void vm_now_running(struct hyp_vm *vm)
 {
     vm->running = true;
     vm->incoming = false;
-    vm_finish(vm, VM_OUTCOME_RUNNING, "running");
+    vm_end(vm, VM_IDLE, VM_OUTCOME_RUNNING, "running");
     if (vm_arm(vm) < 0)
         log_warning("qemu: the next checkpoint is not prepared");
 }

@@ -17,9 +17,10 @@ static const struct {
     const char *name;
     unsigned int next; /* phases that it may leave to, beside DYING and GONE */
 } phases[] = {
-    [VM_IDLE] = {"idle", TO(VM_CHECKPOINT) | TO(VM_RESUME) | TO(VM_RESTORE)},
+    [VM_IDLE] = {"idle", TO(VM_CHECKPOINT) | TO(VM_FLUSHES) | TO(VM_RESUME) | TO(VM_RESTORE)},
     [VM_CHECKPOINT] = {"checkpoint", TO(VM_IDLE) | TO(VM_ROLLBACK)},
     [VM_ROLLBACK] = {"rollback", TO(VM_IDLE) | TO(VM_LOST)},
+    [VM_FLUSHES] = {"query of flushes", TO(VM_IDLE) | TO(VM_LOST)},
     [VM_RESUME] = {"resume", TO(VM_IDLE) | TO(VM_LOST)},
     [VM_RESTORE] = {"restore", TO(VM_IDLE) | TO(VM_LOST)},
     [VM_LOST] = {"lost", 0},
@@ -61,8 +62,13 @@ static void report_soon(struct hyp_vm *vm)
         log_error("qemu: cannot report an outcome");
 }
 
-static void end_operation(struct hyp_vm *vm, enum vm_phase phase, enum vm_outcome outcome,
-                          const char *because)
+void vm_stopped(struct hyp_vm *vm)
+{
+    vm->stopped_due = true;
+    report_soon(vm);
+}
+
+void vm_end(struct hyp_vm *vm, enum vm_phase phase, enum vm_outcome outcome, const char *because)
 {
     (void)sd_event_source_set_enabled(vm->timer_source, SD_EVENT_OFF); /* off cannot fail */
     vm->outcome = outcome;
@@ -70,17 +76,12 @@ static void end_operation(struct hyp_vm *vm, enum vm_phase phase, enum vm_outcom
     report_soon(vm);
 }
 
-void vm_finish(struct hyp_vm *vm, enum vm_outcome outcome, const char *because)
-{
-    end_operation(vm, VM_IDLE, outcome, because);
-}
-
 void vm_fail(struct hyp_vm *vm, enum vm_phase phase, const char *why)
 {
     if (why != vm->failure)
         (void)snprintf(vm->failure, sizeof(vm->failure), "%s", why);
     vm->failure_running = vm->running;
-    end_operation(vm, phase, VM_OUTCOME_FAILURE, why);
+    vm_end(vm, phase, VM_OUTCOME_FAILURE, why);
 }
 
 int vm_check_idle(const struct hyp_vm *vm, struct err *err)
@@ -94,11 +95,39 @@ int vm_check_idle(const struct hyp_vm *vm, struct err *err)
     return err_set(err, -EBUSY, "a %s is under way", phases[vm->phase].name);
 }
 
+static void report_checkpoint(struct hyp_vm *vm)
+{
+    struct hyp_state state = {.bytes = vm->stream.bytes, .n_bytes = vm->stream.n_bytes};
+    struct hyp_timing timing = vm->timing;
+
+    (void)snprintf(state.format, sizeof(state.format), "qemu:%s", vm->machine);
+    vm->callbacks->on_checkpoint(vm->user, &state, &timing);
+}
+
+/* True when the caller was told, who may have freed the VM. Not after a checkpoint that has failed
+ * meanwhile: the VM may run again. */
+static bool report_stopped(struct hyp_vm *vm)
+{
+    bool due = vm->stopped_due && vm->callbacks->on_stopped &&
+               (vm->phase == VM_CHECKPOINT || vm->outcome == VM_OUTCOME_CHECKPOINT);
+
+    vm->stopped_due = false;
+    if (!due)
+        return false;
+    if (vm->outcome)
+        report_soon(vm);
+    vm->callbacks->on_stopped(vm->user);
+    return true;
+}
+
 static int on_report(sd_event_source *source, void *user)
 {
     struct hyp_vm *vm = user;
-    enum vm_outcome outcome = vm->outcome;
+    enum vm_outcome outcome;
 
+    if (vm->phase != VM_GONE && report_stopped(vm))
+        return 0;
+    outcome = vm->outcome;
     vm->outcome = VM_OUTCOME_NONE;
     if (vm->phase == VM_GONE) {
         if (vm->exit_reported)
@@ -106,11 +135,9 @@ static int on_report(sd_event_source *source, void *user)
         vm->exit_reported = true;
         vm->callbacks->on_exit(vm->user, vm->exit_how, vm->exit_detail);
     } else if (outcome == VM_OUTCOME_CHECKPOINT) {
-        struct hyp_state state = {.bytes = vm->stream.bytes, .n_bytes = vm->stream.n_bytes};
-        struct hyp_timing timing = vm->timing;
-
-        (void)snprintf(state.format, sizeof(state.format), "qemu:%s", vm->machine);
-        vm->callbacks->on_checkpoint(vm->user, &state, &timing);
+        report_checkpoint(vm);
+    } else if (outcome == VM_OUTCOME_FLUSHES) {
+        vm->callbacks->on_guest_flushes(vm->user, vm->flushes_known ? vm->flushes : NULL);
     } else if (outcome == VM_OUTCOME_RUNNING) {
         vm->callbacks->on_running(vm->user);
     } else if (outcome == VM_OUTCOME_FAILURE) {
@@ -159,8 +186,10 @@ static void on_qmp_event(void *user, const char *name, const json_t *data)
 
     if (strcmp(name, "STOP") == 0) {
         vm->running = false;
-        if (vm->phase == VM_CHECKPOINT && !vm->timing.stop_ns)
+        if (vm->phase == VM_CHECKPOINT && !vm->timing.stop_ns) {
             vm->timing.stop_ns = clock_now_ns() - vm->order_ns;
+            vm_stopped(vm);
+        }
     } else if (strcmp(name, "RESUME") == 0) {
         vm->running = true;
     } else if (strcmp(name, "MIGRATION") == 0 && status) {
@@ -207,6 +236,9 @@ static int on_timer(sd_event_source *source, uint64_t usec, void *user)
     case VM_CHECKPOINT:
     case VM_ROLLBACK:
         vm_checkpoint_timeout(vm);
+        break;
+    case VM_FLUSHES:
+        vm_guest_flushes_timeout(vm);
         break;
     case VM_RESUME:
     case VM_RESTORE:
@@ -347,6 +379,7 @@ const struct hyp_ops hyp_qemu = {
     .checkpoint = vm_checkpoint,
     .dirty_take = op_dirty_take,
     .dirty_count = op_dirty_count,
+    .guest_flushes = vm_guest_flushes,
     .resume = vm_resume,
     .restore = vm_restore,
     .pid = op_pid,

@@ -102,7 +102,9 @@ static int new_vm(const struct hyp_launch *launch, struct hyp_vm **ret_vm, struc
     vm->incoming = launch->incoming;
     vm->pidfd = vm->stream.fd = vm->feed.fd = -1;
     vm->stream.max_bytes = VM_STATE_MAX_BYTES;
-    vm->checkpoint_timeout_ms = VM_CHECKPOINT_TIMEOUT_MS;
+    vm->n_disks = launch->spec->n_disks;
+    vm->checkpoint_timeout_ms =
+        vm->n_disks > 0 ? VM_CHECKPOINT_DISKS_TIMEOUT_MS : VM_CHECKPOINT_TIMEOUT_MS;
     vm->answer_timeout_ms = VM_ANSWER_TIMEOUT_MS;
     dirty_init(&vm->dirty);
     (void)snprintf(vm->machine, sizeof(vm->machine), "%s", launch->spec->machine);

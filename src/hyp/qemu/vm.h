@@ -22,6 +22,7 @@
  * IDLE        launch, any operation   nothing; every operation is allowed   any but ROLLBACK
  * CHECKPOINT  checkpoint()            MIGRATION completed, end of stream    IDLE, ROLLBACK
  * ROLLBACK    a failed checkpoint     QEMU to end it, and the VM to run     IDLE, LOST
+ * FLUSHES     guest_flushes()         the reply to query-blockstats         IDLE, LOST
  * RESUME      resume()                the reply to cont                     IDLE, LOST
  * RESTORE     restore()               MIGRATION completed, vCPUs running    IDLE, LOST
  * LOST        QEMU did not answer     kill(), or QEMU's end                 DYING, GONE
@@ -33,6 +34,7 @@ enum vm_phase {
     VM_IDLE,
     VM_CHECKPOINT,
     VM_ROLLBACK,
+    VM_FLUSHES,
     VM_RESUME,
     VM_RESTORE,
     VM_LOST,
@@ -45,6 +47,7 @@ enum vm_phase {
 enum vm_outcome {
     VM_OUTCOME_NONE,
     VM_OUTCOME_CHECKPOINT,
+    VM_OUTCOME_FLUSHES,
     VM_OUTCOME_RUNNING,
     VM_OUTCOME_FAILURE,
 };
@@ -60,6 +63,9 @@ enum vm_migration {
 enum {
     VM_LAUNCH_TIMEOUT_MS = 10000,
     VM_CHECKPOINT_TIMEOUT_MS = 10000,
+    /* With disks, whose requests QEMU lets end first: longer than what a sick disk of the host
+     * takes until it gives an error. */
+    VM_CHECKPOINT_DISKS_TIMEOUT_MS = 300000,
     VM_ANSWER_TIMEOUT_MS = 3000, /* for cont, a roll-back, a restore */
     VM_EXIT_TIMEOUT_MS = 5000,
     VM_EOF_GRACE_MS = 2000, /* from QEMU's closing QMP to its end */
@@ -102,6 +108,7 @@ struct hyp_vm {
     char *qmp_path;
     char hyp_paths[VM_NICS_MAX][sizeof(((struct hyp_nic_paths *)0)->hyp_path)];
     size_t n_nics;
+    uint32_t n_disks;
 
     pid_t pid;
     int pidfd; /* -1: no process */
@@ -121,6 +128,7 @@ struct hyp_vm {
     /* CHECKPOINT, ROLLBACK, RESTORE */
     enum vm_migration migration;
     bool was_running;
+    bool stopped_due; /* on_stopped has to be called */
     uint64_t order_ns;
     struct hyp_timing timing;
     struct vm_stream stream;
@@ -128,6 +136,8 @@ struct hyp_vm {
     unsigned int cont_tries;
 
     enum vm_outcome outcome;
+    bool flushes_known;
+    uint64_t flushes[VM_DISKS_MAX];
     bool failure_running;
     char failure[512];
 
@@ -140,9 +150,11 @@ struct hyp_vm {
 void vm_set_phase(struct hyp_vm *vm, enum vm_phase phase, const char *because);
 /* Wakes the phase's time-out handling `ms` from now. */
 void vm_set_timer(struct hyp_vm *vm, unsigned int ms);
-/* Ends the operation: to IDLE, and the caller learns the outcome. */
-void vm_finish(struct hyp_vm *vm, enum vm_outcome outcome, const char *because);
-/* As above with a failure; goes to `phase` (IDLE or LOST). */
+/* The vCPUs of a VM that is being checkpointed stand still: the caller is told. */
+void vm_stopped(struct hyp_vm *vm);
+/* Ends the operation, to `phase` (IDLE or LOST), and the caller learns the outcome. */
+void vm_end(struct hyp_vm *vm, enum vm_phase phase, enum vm_outcome outcome, const char *because);
+/* The same with a failure. */
 void vm_fail(struct hyp_vm *vm, enum vm_phase phase, const char *why);
 /* Refuses an operation that the phase does not allow. */
 int vm_check_idle(const struct hyp_vm *vm, struct err *err) US_MUST_CHECK;
@@ -171,6 +183,10 @@ void vm_now_running(struct hyp_vm *vm);
 void vm_checkpoint_event(struct hyp_vm *vm); /* migration or running have changed */
 void vm_checkpoint_timeout(struct hyp_vm *vm);
 void vm_stream_done(struct vm_stream *stream);
+
+/* flushes.c */
+int vm_guest_flushes(struct hyp_vm *vm, struct err *err) US_MUST_CHECK;
+void vm_guest_flushes_timeout(struct hyp_vm *vm);
 
 /* restore.c */
 int vm_prepare_restore(struct hyp_vm *vm, const struct qmp_wait *wait,
