@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <libgen.h>
 #include <linux/fs.h>
 #include <stdio.h>
 #include <string.h>
@@ -13,19 +12,9 @@
 #include <sys/uio.h>
 
 #include "base/cleanup.h"
+#include "io/durable.h"
 
 enum { ZEROS_BYTES = 256 * 1024 };
-
-/* The name of a new file is on stable storage too. */
-static int sync_folder(const char *path)
-{
-    char folder[sizeof(((struct image *)0)->path)];
-    CLEANUP_FD int fd = -1;
-
-    memcpy(folder, path, strlen(path) + 1);
-    fd = open(dirname(folder), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    return fd < 0 || fsync(fd) < 0 ? -errno : 0;
-}
 
 /* What an interrupted creation left, an empty file, is made as a missing one is. */
 static int create_file(const struct image_open *how, int fd, struct err *err)
@@ -35,7 +24,7 @@ static int create_file(const struct image_open *how, int fd, struct err *err)
     if (ftruncate(fd, (off_t)how->size_bytes) < 0)
         return err_sys(err, -errno, "%s: cannot be made %llu bytes long", how->path,
                        (unsigned long long)how->size_bytes);
-    r = fsync(fd) < 0 ? -errno : sync_folder(how->path);
+    r = fsync(fd) < 0 ? -errno : durable_sync_name(how->path);
     return r < 0 ? err_sys(err, r, "%s", how->path) : 0;
 }
 

@@ -3,13 +3,13 @@
 
 #include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
 
 #include "base/cleanup.h"
+#include "io/durable.h"
 #include "io/log.h"
 #include "io/vm_json.h"
 #include "wire/msg.h"
@@ -69,39 +69,20 @@ void vm_socket_path(const struct host_config *config, const char *vm, char *out)
     (void)snprintf(out, RECORD_PATH_MAX, "%s/vms/%s.sock", config->run_dir, vm);
 }
 
-static int sync_dir(const char *dir)
-{
-    CLEANUP_FD int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-
-    return fd < 0 || fsync(fd) < 0 ? -errno : 0;
-}
-
 /* Replaces a file as a whole, durably. */
-static int write_json(const struct host_config *config, const char *path, const json_t *json,
-                      struct err *err)
+static int write_json(const char *path, const json_t *json, struct err *err)
 {
-    char new_path[RECORD_PATH_MAX + 8], dir[RECORD_PATH_MAX];
-    CLEANUP_FD int fd = -1;
-    int r = 0;
+    CLEANUP_FREE char *text = json_dumps(json, JSON_INDENT(2));
 
-    (void)snprintf(new_path, sizeof(new_path), "%s.new", path);
-    (void)snprintf(dir, sizeof(dir), "%s/vms", config->state_dir);
-    fd = open(new_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    if (fd < 0)
-        return err_sys(err, -errno, "%s", new_path);
-    errno = EIO;
-    if (json_dumpfd(json, fd, JSON_INDENT(2)) < 0 || fsync(fd) < 0 || rename(new_path, path) < 0)
-        r = -errno;
-    if (r == 0)
-        r = sync_dir(dir);
-    return r < 0 ? err_sys(err, r, "%s", path) : 0;
+    if (!text)
+        return err_set(err, -ENOMEM, "%s: out of memory", path);
+    return durable_replace(path, text, strlen(text), err);
 }
 
-static int write_spec(const struct host_config *config, const char *path,
-                      const struct vm_spec *spec, struct err *err)
+static int write_spec(const char *path, const struct vm_spec *spec, struct err *err)
 {
     json_t *json = vm_json_from_spec(spec);
-    int r = json ? write_json(config, path, json, err) : err_set(err, -ENOMEM, "out of memory");
+    int r = json ? write_json(path, json, err) : err_set(err, -ENOMEM, "out of memory");
 
     json_decref(json);
     return r;
@@ -112,7 +93,7 @@ int record_write(const struct host_config *config, const struct vm_spec *spec, s
     char path[RECORD_PATH_MAX];
 
     record_path(config, spec->name, path);
-    return write_spec(config, path, spec, err);
+    return write_spec(path, spec, err);
 }
 
 int record_write_standby(const struct host_config *config, const struct vm_spec *spec,
@@ -126,7 +107,7 @@ int record_write_standby(const struct host_config *config, const struct vm_spec 
     *own = *spec;
     (void)snprintf(own->protect.standby, sizeof(own->protect.standby), "%s", primary);
     standby_path(config, spec->name, path);
-    return write_spec(config, path, own, err);
+    return write_spec(path, own, err);
 }
 
 bool record_exists(const struct host_config *config, const char *vm)
@@ -236,7 +217,7 @@ void ended_note_crash(const struct host_config *config, const char *vm, const ch
         return;
     note = json_pack("{s:s, s:s, s:s, s:s, s:i, s:I}", "vm", vm, "reason", "crashed", "detail",
                      detail, "owner", "", "term", 0, "unix", (json_int_t)time(NULL));
-    if (!note || write_json(config, path, note, &err) < 0)
+    if (!note || write_json(path, note, &err) < 0)
         log_warning("%s: %s", vm, note ? err.text : "out of memory");
     json_decref(note);
 }
