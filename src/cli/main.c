@@ -23,7 +23,7 @@ const struct cli_command cli_commands[] = {
      "The arbiter decides, as it does when the primary dies. The primary destroys its copy.",
      cli_failover},
     {"switchover", "VM",
-     "Hand a VM over to its standby. To be given on its primary.\v"
+     "Hand a running VM over to its standby.\v"
      "The VM goes on at its standby at once, and nothing is lost. When that is not possible, it goes "
      "on here, and the exit status is 1.",
      cli_switchover},

@@ -1,21 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <arpa/inet.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <jansson.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-#include "io/control.h"
+#include "host_run.h"
 #include "io/control_line.h"
 #include "unit.h"
 #include "wire/msg.h"
@@ -25,118 +22,33 @@
 
 static const char *understudyd, *fake_guard;
 
-struct fixture {
-    char dir[32];
-    char config[64];
-    char socket[64];
-    unsigned port;
-    pid_t daemon;
-};
-
-/* ---- the daemon ---- */
-
-static unsigned free_port(void)
-{
-    struct sockaddr_in addr = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t n = sizeof(addr);
-    int sock = socket(AF_INET, SOCK_STREAM, 0);
-
-    assert_int_equal(bind(sock, (struct sockaddr *)&addr, n), 0);
-    assert_int_equal(getsockname(sock, (struct sockaddr *)&addr, &n), 0);
-    close(sock);
-    return ntohs(addr.sin_port);
-}
-
-static void wait_until(const struct fixture *f, bool (*done)(const struct fixture *f))
-{
-    for (int i = 0; i < 1000; i++) {
-        if (done(f))
-            return;
-        (void)poll(NULL, 0, 10);
-    }
-    fail_msg("waited for 10 s");
-}
-
-static int ask_json(const struct fixture *f, json_t *request, json_t **ret_answer, struct err *err)
-{
-    int r = control_ask(f->socket, request, 20000, NULL, NULL, ret_answer, err);
-
-    json_decref(request);
-    return r;
-}
-
-static bool is_up(const struct fixture *f)
-{
-    json_t *answer;
-    struct err err;
-
-    assert_int_equal(waitpid(f->daemon, NULL, WNOHANG), 0);
-    if (ask_json(f, json_pack("{s:s}", "command", "ping"), &answer, &err) < 0)
-        return false;
-    json_decref(answer);
-    return true;
-}
-
-static void daemon_start(struct fixture *f)
-{
-    f->daemon = fork();
-    assert_true(f->daemon >= 0);
-    if (f->daemon == 0) {
-        char log[64];
-        int fd;
-
-        (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
-        (void)snprintf(log, sizeof(log), "%s/understudyd.log", f->dir);
-        fd = open(log, O_WRONLY | O_CREAT | O_APPEND, 0600);
-        (void)dup2(fd, STDERR_FILENO);
-        (void)execl(understudyd, understudyd, "--config", f->config, NULL);
-        _exit(127);
-    }
-    wait_until(f, is_up);
-}
-
-static int daemon_end(struct fixture *f, int sig)
-{
-    int status;
-
-    assert_int_equal(kill(f->daemon, sig), 0);
-    assert_int_equal(waitpid(f->daemon, &status, 0), f->daemon);
-    f->daemon = 0;
-    return status;
-}
-
 static int setup(void **state)
 {
-    struct fixture *f = calloc(1, sizeof(*f));
-    FILE *config;
+    struct host_run *f = calloc(1, sizeof(*f));
 
-    strcpy(f->dir, "/tmp/host.XXXXXX");
-    assert_non_null(mkdtemp(f->dir));
-    (void)snprintf(f->config, sizeof(f->config), "%s/u.yaml", f->dir);
-    (void)snprintf(f->socket, sizeof(f->socket), "%s/run/understudyd.sock", f->dir);
-    f->port = free_port();
-    config = fopen(f->config, "w");
-    fprintf(config,
-            "name: hostb\nlisten: 127.0.0.1:%u\npeers: [{name: hosta, address: 127.0.0.1:1}]\n"
-            "arbiter: {witness: 127.0.0.1:1}\nstate_dir: %s/state\nrun_dir: %s/run\n"
-            "memory_dir: %s/memory\nguard: %s\n",
-            f->port, f->dir, f->dir, f->dir, fake_guard);
-    assert_int_equal(fclose(config), 0);
-    daemon_start(f);
+    host_run_init(f, understudyd, fake_guard);
+    host_run_start(f);
     *state = f;
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    host_run_done(*state);
+    free(*state);
     return 0;
 }
 
 /* ---- its client ---- */
 
 /* Sends a command; returns the answer's JSON or the error's text, valid until the next call. */
-static const char *ask(const struct fixture *f, json_t *request)
+static const char *ask(const struct host_run *f, json_t *request)
 {
     static char text[8192];
     struct err err;
     json_t *answer;
 
-    if (ask_json(f, request, &answer, &err) < 0) {
+    if (host_run_ask(f, request, &answer, &err) < 0) {
         (void)snprintf(text, sizeof(text), "%s", err.text);
     } else {
         char *dump = json_dumps(answer, JSON_COMPACT);
@@ -148,12 +60,12 @@ static const char *ask(const struct fixture *f, json_t *request)
     return text;
 }
 
-static const char *order(const struct fixture *f, const char *command, const char *vm)
+static const char *order(const struct host_run *f, const char *command, const char *vm)
 {
     return ask(f, json_pack("{s:s, s:s}", "command", command, "vm", vm));
 }
 
-static const char *start(const struct fixture *f, const char *vm, bool seize)
+static const char *start(const struct host_run *f, const char *vm, bool seize)
 {
     json_t *spec =
         json_pack("{s:s, s:i, s:i, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:[], s:[], s:[], "
@@ -167,67 +79,23 @@ static const char *start(const struct fixture *f, const char *vm, bool seize)
 }
 
 /* A member of a VM's status; 0 when the VM is not known. */
-static json_t *status_of(const struct fixture *f, const char *vm)
+static int status_number(const struct host_run *f, const char *vm, const char *key)
 {
-    json_t *answer, *one;
-    struct err err;
-
-    if (ask_json(f, json_pack("{s:s, s:s}", "command", "status", "vm", vm), &answer, &err) < 0)
-        return NULL;
-    one = json_incref(json_array_get(json_object_get(answer, "vms"), 0));
-    json_decref(answer);
-    return one;
-}
-
-static int status_number(const struct fixture *f, const char *vm, const char *key)
-{
-    json_t *status = status_of(f, vm);
+    json_t *status = host_run_status(f, vm);
     int number = (int)json_integer_value(json_object_get(status, key));
 
     json_decref(status);
     return number;
 }
 
-static void assert_status(const struct fixture *f, const char *vm, const char *key,
+static void assert_status(const struct host_run *f, const char *vm, const char *key,
                           const char *expected)
 {
-    json_t *status = status_of(f, vm);
+    json_t *status = host_run_status(f, vm);
 
     assert_non_null(status);
     assert_string_equal(json_string_value(json_object_get(status, key)), expected);
     json_decref(status);
-}
-
-static bool exists(const struct fixture *f, const char *path)
-{
-    char full[128];
-
-    (void)snprintf(full, sizeof(full), "%s/%s", f->dir, path);
-    return access(full, F_OK) == 0;
-}
-
-static int teardown(void **state)
-{
-    struct fixture *f = *state;
-    char command[64];
-    json_t *answer, *vm;
-    struct err err;
-    size_t i;
-
-    if (f->daemon && ask_json(f, json_pack("{s:s}", "command", "status"), &answer, &err) == 0) {
-        json_array_foreach(json_object_get(answer, "vms"), i, vm)
-        {
-            if (json_integer_value(json_object_get(vm, "pid")) > 1)
-                (void)kill((pid_t)json_integer_value(json_object_get(vm, "pid")), SIGKILL);
-        }
-        json_decref(answer);
-    }
-    if (f->daemon)
-        (void)daemon_end(f, SIGKILL);
-    (void)snprintf(command, sizeof(command), "rm -rf %s", f->dir);
-    assert_int_equal(system(command), 0);
-    free(f);
-    return 0;
 }
 
 /* ---- its peer ---- */
@@ -239,7 +107,7 @@ struct hello_order {
     bool resume;
 };
 
-static int peer_connect(const struct fixture *f)
+static int peer_connect(const struct host_run *f)
 {
     struct sockaddr_in addr = {.sin_family = AF_INET,
                                .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
@@ -293,7 +161,7 @@ static void assert_closed(int sock)
 }
 
 /* One whole knock; the connection stays open in *ret_sock, if that is not NULL. */
-static int knock(const struct fixture *f, struct hello_order o, char text[64], int *ret_sock)
+static int knock(const struct host_run *f, struct hello_order o, char text[64], int *ret_sock)
 {
     int sock = peer_connect(f), status;
 
@@ -313,11 +181,11 @@ static int knock(const struct fixture *f, struct hello_order o, char text[64], i
 
 static void test_life(void **state)
 {
-    struct fixture *f = *state;
+    struct host_run *f = *state;
     int pid;
 
     assert_string_equal(start(f, "web", false), "{\"ok\":true}");
-    assert_true(exists(f, "state/vms/web.json"));
+    assert_true(host_run_exists(f, "state/vms/web.json"));
     pid = status_number(f, "web", "pid");
     assert_int_equal(getsid(pid), pid);
     assert_status(f, "web", "role", "primary");
@@ -333,8 +201,8 @@ static void test_life(void **state)
 
     assert_string_equal(order(f, "stop", "web"), "{\"ok\":true}");
     assert_int_equal(kill(pid, 0), -1); /* gone and reaped before the answer */
-    assert_false(exists(f, "state/vms/web.json"));
-    assert_false(exists(f, "run/vms/web.sock"));
+    assert_false(host_run_exists(f, "state/vms/web.json"));
+    assert_false(host_run_exists(f, "run/vms/web.sock"));
     assert_string_equal(order(f, "status", "web"), "web: not known on this host");
     assert_string_equal(start(f, "web", false), "{\"ok\":true}");
     assert_string_equal(start(f, "seized", true), "{\"ok\":true}");
@@ -342,13 +210,13 @@ static void test_life(void **state)
 
 static void test_failed_starts(void **state)
 {
-    struct fixture *f = *state;
+    struct host_run *f = *state;
 
     assert_string_equal(start(f, "refuse", false), "refuse: no room for it");
-    assert_false(exists(f, "state/vms/refuse.json"));
+    assert_false(host_run_exists(f, "state/vms/refuse.json"));
     assert_string_equal(start(f, "crash", false),
                         "crash: its process was killed by signal 6 (Aborted); the log may say why");
-    assert_false(exists(f, "state/vms/crash.json"));
+    assert_false(host_run_exists(f, "state/vms/crash.json"));
     assert_string_equal(order(f, "status", "crash"), "crash: not known on this host");
     assert_string_equal(start(f, "Web", false),
                         "vm: name: \"Web\" is not a name (a-z, 0-9 and -, 63 at most)");
@@ -359,33 +227,33 @@ static void test_failed_starts(void **state)
 /* The processes of VMs survive understudyd, whether it ends or is killed. */
 static void test_restart(void **state)
 {
-    struct fixture *f = *state;
+    struct host_run *f = *state;
     int pid;
 
     assert_string_equal(start(f, "web", false), "{\"ok\":true}");
     pid = status_number(f, "web", "pid");
     for (int round = 0; round < 2; round++) {
-        int status = daemon_end(f, round ? SIGKILL : SIGTERM);
+        int status = host_run_end(f, round ? SIGKILL : SIGTERM);
 
         if (round == 0) {
             assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
-            assert_false(exists(f, "run/understudyd.sock"));
+            assert_false(host_run_exists(f, "run/understudyd.sock"));
         }
         assert_int_equal(kill(pid, 0), 0);
-        daemon_start(f);
+        host_run_start(f);
         assert_int_equal(status_number(f, "web", "pid"), pid);
         assert_string_equal(start(f, "web", false), "web: runs on this host already");
     }
     assert_string_equal(order(f, "stop", "web"), "{\"ok\":true}");
-    assert_false(exists(f, "run/vms/web.sock"));
+    assert_false(host_run_exists(f, "run/vms/web.sock"));
 }
 
-static bool web_crashed(const struct fixture *f)
+static bool web_crashed(const struct host_run *f)
 {
-    return exists(f, "state/vms/web.ended.json");
+    return host_run_exists(f, "state/vms/web.ended.json");
 }
 
-static bool web_unserved(const struct fixture *f)
+static bool web_unserved(const struct host_run *f)
 {
     char path[64];
     int sock;
@@ -399,14 +267,14 @@ static bool web_unserved(const struct fixture *f)
 
 static void test_crash_while_running(void **state)
 {
-    struct fixture *f = *state;
+    struct host_run *f = *state;
     json_t *status;
     int pid;
 
     assert_string_equal(start(f, "web", false), "{\"ok\":true}");
     assert_int_equal(kill(status_number(f, "web", "pid"), SIGKILL), 0);
-    wait_until(f, web_crashed);
-    status = status_of(f, "web");
+    host_run_wait(f, web_crashed);
+    status = host_run_status(f, "web");
     assert_string_equal(json_string_value(json_object_get(status, "state")), "crashed");
     assert_non_null(strstr(json_string_value(json_object_get(status, "reason")),
                            "its process was killed by signal 9 (Killed) at "));
@@ -417,12 +285,12 @@ static void test_crash_while_running(void **state)
 
     /* While understudyd is away, nobody writes a note: the record alone tells. */
     pid = status_number(f, "web", "pid");
-    (void)daemon_end(f, SIGTERM);
+    (void)host_run_end(f, SIGTERM);
     assert_int_equal(kill(pid, SIGKILL), 0);
-    wait_until(f, web_unserved);
-    daemon_start(f);
+    host_run_wait(f, web_unserved);
+    host_run_start(f);
     assert_status(f, "web", "state", "down");
-    assert_false(exists(f, "run/vms/web.sock"));
+    assert_false(host_run_exists(f, "run/vms/web.sock"));
     assert_non_null(strstr(order(f, "stop", "web"), "it was not running; forgotten"));
     assert_string_equal(order(f, "status", "web"), "web: not known on this host");
 }
@@ -430,13 +298,13 @@ static void test_crash_while_running(void **state)
 /* A process that is stuck neither hides the others nor is missing. */
 static void test_deaf(void **state)
 {
-    struct fixture *f = *state;
+    struct host_run *f = *state;
     json_t *answer, *vms, *vm;
     struct err err;
 
     assert_string_equal(start(f, "deaf", false), "{\"ok\":true}");
     assert_string_equal(start(f, "web", false), "{\"ok\":true}");
-    assert_int_equal(ask_json(f, json_pack("{s:s}", "command", "status"), &answer, &err), 0);
+    assert_int_equal(host_run_ask(f, json_pack("{s:s}", "command", "status"), &answer, &err), 0);
     vms = json_object_get(answer, "vms");
     assert_int_equal(json_array_size(vms), 2);
     vm = json_array_get(vms, 0);
@@ -453,7 +321,7 @@ static void test_deaf(void **state)
 
 static void test_refused_peers(void **state)
 {
-    struct fixture *f = *state;
+    struct host_run *f = *state;
     char text[64];
 
     assert_int_equal(knock(f, (struct hello_order){.from = "mallory", .vm = "web"}, text, NULL),
@@ -476,7 +344,7 @@ static void test_refused_peers(void **state)
 
 static void test_no_hello(void **state)
 {
-    struct fixture *f = *state;
+    struct host_run *f = *state;
     uint8_t junk[WIRE_HELLO_BYTES] = {0};
     int half = peer_connect(f), garbage = peer_connect(f);
     struct timespec before, after;
@@ -495,7 +363,7 @@ static void test_no_hello(void **state)
 /* The control connection makes a standby; the data connection goes to the same process. */
 static void test_standby(void **state)
 {
-    struct fixture *f = *state;
+    struct host_run *f = *state;
     struct timespec before, after;
     char text[64];
     int control, data;
@@ -507,7 +375,7 @@ static void test_standby(void **state)
         WIRE_OK);
     assert_int_equal(status_number(f, "web", "adopted"), 1);
     assert_status(f, "web", "role", "standby");
-    assert_false(exists(f, "state/vms/web.json"));
+    assert_false(host_run_exists(f, "state/vms/web.json"));
     assert_string_equal(start(f, "web", false),
                         "web: this host is its standby, or has taken it over");
 
@@ -524,13 +392,13 @@ static void test_standby(void **state)
 
 static void test_standby_that_is_slow(void **state)
 {
-    struct fixture *f = *state;
+    struct host_run *f = *state;
     int control, data;
 
     assert_int_equal(knock(f, (struct hello_order){.vm = "slow"}, NULL, &control), WIRE_OK);
     data = peer_connect(f);
     peer_say(data, &(struct hello_order){.vm = "slow", .channel = WIRE_CHANNEL_DATA});
-    assert_true(is_up(f)); /* a round trip: by now the data connection waits there */
+    assert_true(host_run_is_up(f)); /* a round trip: by now the data connection waits there */
     assert_status(f, "slow", "state", "starting");
     assert_string_equal(order(f, "failover", "slow"), "slow: is starting");
     assert_int_equal(send(control, "x", 1, 0), 1);
@@ -542,16 +410,16 @@ static void test_standby_that_is_slow(void **state)
 
 static void test_standby_that_fails(void **state)
 {
-    struct fixture *f = *state;
+    struct host_run *f = *state;
 
     assert_int_equal(knock(f, (struct hello_order){.vm = "crash"}, NULL, NULL), -1);
     assert_int_equal(knock(f, (struct hello_order){.vm = "refuse"}, NULL, NULL), -1);
-    assert_false(exists(f, "state/vms/crash.ended.json"));
+    assert_false(host_run_exists(f, "state/vms/crash.ended.json"));
 }
 
 static void test_busy(void **state)
 {
-    struct fixture *f = *state;
+    struct host_run *f = *state;
     char text[64];
 
     assert_string_equal(start(f, "busy", false), "{\"ok\":true}");
@@ -562,7 +430,7 @@ static void test_busy(void **state)
 /* Whoever opens connections and says nothing does not keep peers out. */
 static void test_crowd(void **state)
 {
-    struct fixture *f = *state;
+    struct host_run *f = *state;
     int crowd[80], control;
 
     for (size_t i = 0; i < N_OF(crowd); i++)

@@ -17,6 +17,10 @@
  *   slow*    standby: is ready once a byte follows the hello on its connection
  *   busy*    refuses connections
  *   deaf*    never answers `status`
+ *   seized*, recovered*  has to be started with that option, and nothing else with it
+ *   copies*  copies its disk, 1 MiB with each look at its status
+ *   stays*   refuses to switch over
+ *   differs*, broken*, endless*  how `verify` ends; otherwise the copies are equal
  *
  * Anything else runs, answers what it is asked, and ends when it is stopped. It never outlives the
  * test by more than a minute. */
@@ -27,6 +31,11 @@ static struct host_config config;
 static sd_event *event;
 static unsigned adopted;
 static struct control_request *held;
+static json_int_t looks;          /* at its status */
+static json_int_t verify_at = -1; /* `looks` when `verify` came; -1: it has not */
+static json_int_t verify_rate;
+
+#define MIB 1048576
 
 static bool is(const char *prefix)
 {
@@ -46,6 +55,51 @@ static bool welcome(int fd)
     return send(fd, raw, sizeof(raw), MSG_NOSIGNAL) == sizeof(raw);
 }
 
+static json_t *disks_status(void)
+{
+    return json_pack("[{s:s, s:I, s:s, s:I, s:I, s:I, s:I}]", "path", "/srv/disk.img", "size_bytes",
+                     (json_int_t)64 * MIB, "state", is("copies") ? "copying" : "in step",
+                     "done_bytes", looks * MIB, "total_bytes", (json_int_t)64 * MIB, "copied_bytes",
+                     (json_int_t)MIB, "dirty_bytes", (json_int_t)0);
+}
+
+/* A comparison takes two looks. */
+static json_t *verify_status(void)
+{
+    bool running = is("endless") || looks - verify_at < 2;
+    json_t *verify = json_pack("{s:b, s:i, s:I, s:I, s:[], s:b, s:I, s:I}", "running", running,
+                               "disk", 0, "done_bytes", (looks - verify_at) * 32 * MIB,
+                               "total_bytes", (json_int_t)64 * MIB, "differing", "more", 0,
+                               "finished_at", (json_int_t)1, "asked_rate", verify_rate);
+    json_t *differing = json_object_get(verify, "differing");
+
+    if (!running && is("broken"))
+        json_object_set_new(verify, "error", json_string("the link broke"));
+    for (int i = 0; !running && is("differs") && i < 2; i++)
+        json_array_append_new(differing, json_pack("{s:i, s:i, s:i}", "disk", i, "offset",
+                                                   (i + 1) * 65536, "bytes", 4096));
+    return verify;
+}
+
+static json_t *status(void)
+{
+    json_t *json = json_pack("{s:s, s:s, s:i, s:i, s:o, s:s}", "vm", name, "role", role, "pid",
+                             (int)getpid(), "adopted", (int)adopted, "disks", disks_status(),
+                             "state", "protected");
+
+    if (verify_at >= 0)
+        json_object_set_new(json, "verify", verify_status());
+    looks++;
+    return json;
+}
+
+static void verify(struct control_request *req)
+{
+    verify_at = looks;
+    verify_rate = json_integer_value(json_object_get(control_body(req), "rate_bytes"));
+    control_reply(req, NULL);
+}
+
 static void on_request(void *user, struct control_request *req)
 {
     const char *command = control_command(req);
@@ -54,8 +108,11 @@ static void on_request(void *user, struct control_request *req)
     if (strcmp(command, "status") == 0 && is("deaf")) {
         held = req;
     } else if (strcmp(command, "status") == 0) {
-        control_reply(req, json_pack("{s:{s:s, s:s, s:i, s:i}}", "status", "vm", name, "role", role,
-                                     "pid", (int)getpid(), "adopted", (int)adopted));
+        control_reply(req, json_pack("{s:o}", "status", status()));
+    } else if (strcmp(command, "verify") == 0) {
+        verify(req);
+    } else if (strcmp(command, "switchover") == 0 && is("stays")) {
+        control_fail(req, "%s: hosta does not answer; it goes on here", name);
     } else if (strcmp(command, "adopt") == 0 && (is("busy") || fd < 0 || !welcome(fd))) {
         control_fail(req, "%s: runs here", name);
     } else if (strcmp(command, "adopt") == 0) {
@@ -104,7 +161,7 @@ static int serve(void)
 int main(int argc, char **argv)
 {
     int ready_fd = -1, conn_fd = -1;
-    bool seize = false;
+    bool seize = false, recover = false;
     struct err err;
 
     alarm(60);
@@ -112,6 +169,8 @@ int main(int argc, char **argv)
     for (int i = 2; i < argc; i++) {
         if (strcmp(argv[i], "--seize") == 0)
             seize = true;
+        else if (strcmp(argv[i], "--recover") == 0)
+            recover = true;
         else if (i + 1 == argc)
             return 9;
         else if (strcmp(argv[i], "--config") == 0 && host_config_load(argv[++i], &config, &err) < 0)
@@ -131,7 +190,7 @@ int main(int argc, char **argv)
         ready(ready_fd, "{\"ok\":false,\"error\":\"no room for it\"}\n");
         return 1;
     }
-    if (is("seized") != seize || serve() != 0)
+    if (is("seized") != seize || is("recovered") != recover || serve() != 0)
         return 9;
     if (conn_fd >= 0 && !welcome(conn_fd))
         return 9;

@@ -1,0 +1,292 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <pty.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "host/records.h"
+#include "host_run.h"
+#include "unit.h"
+
+/* The command line as people and scripts see it: what it prints and its exit status. Arguments:
+ * understudy, understudyd, the stand-in for the processes of its VMs. */
+
+static const char *understudy, *understudyd, *fake_guard;
+
+static int setup(void **state)
+{
+    struct host_run *h = calloc(1, sizeof(*h));
+
+    host_run_init(h, understudyd, fake_guard);
+    host_run_start(h);
+    *state = h;
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    host_run_done(*state);
+    free(*state);
+    return 0;
+}
+
+/* ---- the command ---- */
+
+enum { SAID_MAX = 8192 };
+
+/* What a command said on both its outputs, valid until the next one. */
+static char said[SAID_MAX];
+
+/* Runs a command line, words apart by single blanks. Returns its exit status. */
+static int run(const struct host_run *h, const char *fmt, ...) US_PRINTF(2, 3);
+
+static int run(const struct host_run *h, const char *fmt, ...)
+{
+    char args[256], line[512];
+    va_list ap;
+    size_t n;
+    FILE *f;
+    int status;
+
+    va_start(ap, fmt);
+    (void)vsnprintf(args, sizeof(args), fmt, ap);
+    va_end(ap);
+    (void)snprintf(line, sizeof(line), "UNDERSTUDY_CONFIG=%s timeout 30 %s %s 2>&1", h->config,
+                   understudy, args);
+    f = popen(line, "r");
+    assert_non_null(f);
+    n = fread(said, 1, sizeof(said) - 1, f);
+    said[n] = '\0';
+    status = pclose(f);
+    assert_true(WIFEXITED(status));
+    return WEXITSTATUS(status);
+}
+
+static void assert_run(const struct host_run *h, const char *args, int status, const char *text)
+{
+    int got = run(h, "%s", args);
+
+    assert_string_equal(said, text);
+    assert_int_equal(got, status);
+}
+
+static void assert_said(const char *text)
+{
+    if (!strstr(said, text))
+        fail_msg("\"%s\" is not in: %s", text, said);
+}
+
+/* Writes a VM file, and returns its path. It boots itself: nothing does so here. */
+static const char *vm_file(const struct host_run *h, const char *vm)
+{
+    static char path[96];
+    FILE *f;
+
+    (void)snprintf(path, sizeof(path), "%s/%s.yaml", h->dir, vm);
+    f = fopen(path, "w");
+    fprintf(f, "name: %s\nmemory: 64M\nkernel: %s\nprotect: {standby: hosta}\n", vm, path);
+    assert_int_equal(fclose(f), 0);
+    return path;
+}
+
+static void start(const struct host_run *h, const char *vm)
+{
+    assert_int_equal(run(h, "start --no-wait %s", vm_file(h, vm)), 0);
+}
+
+/* ---- tests ---- */
+
+static void test_switchover(void **state)
+{
+    const struct host_run *h = *state;
+
+    start(h, "web");
+    assert_run(h, "switchover web", 0, "web: runs on its other host now, this one backs it\n");
+    start(h, "stays");
+    assert_run(h, "switchover stays", 1,
+               "understudy: stays: hosta does not answer; it goes on here\n");
+    assert_run(h, "switchover db", 1, "understudy: db: does not run on this host\n");
+}
+
+static void test_verify(void **state)
+{
+    const struct host_run *h = *state;
+    json_t *status;
+
+    start(h, "web");
+    assert_run(h, "verify web --rate 50M", 0,
+               "web: the copies of its disks are equal: 64 MiB compared\n");
+    status = host_run_status(h, "web");
+    assert_int_equal(json_integer_value(json_object_get(json_object_get(status, "verify"),
+                                                        "asked_rate")),
+                     50 << 20);
+    json_decref(status);
+    start(h, "differs");
+    assert_run(h, "verify differs", 1,
+               "DISK  OFFSET                LENGTH\n"
+               "0     65536                 4096\n"
+               "1     131072                4096\n"
+               "differs: the copies of its disks differ in 2 ranges\n");
+    start(h, "broken");
+    assert_run(h, "verify broken", 2,
+               "understudy: broken: the comparison failed: the link broke\n");
+    assert_run(h, "verify db", 2, "understudy: db: does not run on this host\n");
+    for (size_t i = 0; i < 6; i++) {
+        static const char *const rates[6] = {"0", "x", "-1", "5Q", "5MM", "99999999999999T"};
+
+        assert_int_equal(run(h, "verify web --rate %s", rates[i]), 2);
+        assert_said("not a number of bytes such as 50M");
+    }
+}
+
+/* Reads what a command says to its terminal until `text` is there. */
+static void read_until(int fd, const char *text)
+{
+    size_t n = 0;
+
+    while (n + 1 < sizeof(said)) {
+        ssize_t got = read(fd, said + n, sizeof(said) - 1 - n);
+
+        n += got > 0 ? (size_t)got : 0;
+        said[n] = '\0';
+        if (strstr(said, text))
+            return;
+        if (got <= 0)
+            break;
+    }
+    fail_msg("\"%s\" is not in: %s", text, said);
+}
+
+/* On a terminal there is a bar, and an interrupt leaves the comparison alone. */
+static void test_interrupt(void **state)
+{
+    const struct host_run *h = *state;
+    int terminal, status;
+    json_t *vm;
+    pid_t pid;
+
+    start(h, "endless");
+    pid = forkpty(&terminal, NULL, NULL, NULL);
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
+        alarm(30);
+        (void)execl(understudy, understudy, "verify", "--config", h->config, "endless", NULL);
+        _exit(127);
+    }
+    read_until(terminal, "endless: comparing [#");
+    assert_int_equal(kill(pid, SIGINT), 0);
+    read_until(terminal, "the comparison goes on without this command: understudy status endless");
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 130);
+    close(terminal);
+    vm = host_run_status(h, "endless");
+    assert_true(json_is_true(json_object_get(json_object_get(vm, "verify"), "running")));
+    json_decref(vm);
+}
+
+/* The definition comes from what the host has: of a VM that ran here ... */
+static void test_recover_own(void **state)
+{
+    struct host_run *h = *state;
+    json_t *status;
+
+    assert_int_equal(run(h, "recover --no-wait recovered %s", vm_file(h, "recovered")), 0);
+    status = host_run_status(h, "recovered");
+    (void)host_run_end(h, SIGTERM);
+    assert_int_equal(kill((pid_t)json_integer_value(json_object_get(status, "pid")), SIGKILL), 0);
+    json_decref(status);
+    host_run_start(h);
+    assert_run(h, "recover recovered", 0, "recovered: runs\n");
+    assert_run(h, "recover recovered", 1,
+               "understudy: recovered: runs on this host already\n");
+}
+
+/* ... or of one that it backed; nobody takes that for a VM of this host. */
+static void test_recover_backed(void **state)
+{
+    static struct host_config config;
+    static struct vm_spec spec;
+    const struct host_run *h = *state;
+    struct err err;
+
+    assert_int_equal(host_config_load(h->config, &config, &err), 0);
+    for (size_t i = 0; i < 2; i++) {
+        static const char *const vms[] = {"recovered", "refused"};
+
+        spec = (struct vm_spec){.memory_bytes = 64 << 20, .cpus = 1, .kernel = "/k"};
+        strcpy(spec.name, vms[i]);
+        spec.protect = (struct vm_protect){"hostb", 5000000, 500000000, VM_OUTPUT_HOLD, 0};
+        assert_int_equal(record_write_standby(&config, &spec, "hosta", &err), 0);
+    }
+    assert_run(h, "status", 0, "no VMs on this host\n");
+    assert_run(h, "status recovered", 1,
+               "understudy: recovered: does not run on this host, which has a copy of its disks\n"
+               "understudy recover recovered starts it from that, if it is the newest\n");
+    assert_run(h, "recover refused", 1, "understudy: refused: no room for it\n");
+    assert_run(h, "recover refused", 1, "understudy: refused: no room for it\n");
+    assert_int_equal(run(h, "stop refused"), 0);
+    assert_run(h, "recover refused", 1,
+               "understudy: refused: this host has no record of it; give its VM file\n");
+
+    assert_run(h, "recover recovered", 0, "recovered: runs\n");
+    assert_false(host_run_exists(h, "state/vms/recovered.standby.json"));
+    assert_int_equal(run(h, "stop recovered"), 0);
+    assert_run(h, "status recovered", 1, "understudy: recovered: not known on this host\n");
+}
+
+static void test_recover_refused(void **state)
+{
+    const struct host_run *h = *state;
+
+    assert_run(h, "recover ../x", 1, "understudy: ../x: not the name of a VM\n");
+    assert_int_equal(run(h, "recover web %s", vm_file(h, "db")), 1);
+    assert_said("db.yaml describes db, not web");
+    assert_int_equal(run(h, "recover"), 2);
+    assert_int_equal(run(h, "recover a b c"), 2);
+}
+
+static void test_status(void **state)
+{
+    const struct host_run *h = *state;
+
+    start(h, "web");
+    start(h, "copies");
+    assert_int_equal(run(h, "status"), 0);
+    assert_said("copies: disk 0, /srv/disk.img: copying: ");
+    assert_null(strstr(said, "web: disk"));
+    assert_int_equal(run(h, "status copies"), 0);
+    assert_said("  disk 0     /srv/disk.img, 64 MiB, copying: 3%, 2 of 64 MiB, ");
+    assert_said(" s left, 1024 KiB copied\n");
+    assert_int_equal(run(h, "status web"), 0);
+    assert_said("  disk 0     /srv/disk.img, 64 MiB, in step, 1024 KiB copied\n");
+    assert_int_equal(run(h, "status --json copies"), 0);
+    assert_said("\"state\": \"copying\"");
+    assert_null(strstr(said, "rate_bytes"));
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(test_switchover),      TEST(test_verify),         TEST(test_interrupt),
+        TEST(test_recover_own),     TEST(test_recover_backed), TEST(test_recover_refused),
+        TEST(test_status),
+    };
+
+    if (argc != 4)
+        return 2;
+    understudy = realpath(argv[1], NULL); /* the configuration wants whole paths */
+    understudyd = realpath(argv[2], NULL);
+    fake_guard = realpath(argv[3], NULL);
+    if (!understudy || !understudyd || !fake_guard)
+        return 2;
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef US_TESTS_HOST_RUN_H
+#define US_TESTS_HOST_RUN_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <sys/types.h>
+
+#include "base/err.h"
+
+/* understudyd as a process with a directory of its own, on loopback, with a stand-in for the
+ * processes of its VMs (host_fake_guard.c). The host's name is hostb, its peer is hosta. */
+struct host_run {
+    const char *understudyd, *fake_guard;
+    char dir[32];    /* made by host_run_init(), removed by host_run_done() */
+    char config[64]; /* its configuration */
+    char socket[64]; /* where it takes orders */
+    unsigned port;   /* where it listens for peers */
+    pid_t daemon;    /* 0: not running */
+};
+
+/* All of these fail the test that calls them when something is wrong. */
+void host_run_init(struct host_run *h, const char *understudyd, const char *fake_guard);
+
+/* Starts understudyd and waits until it answers. */
+void host_run_start(struct host_run *h);
+
+/* Sends it a signal that ends it. Returns its status as waitpid() does. */
+int host_run_end(struct host_run *h, int signal);
+
+/* One request (taken) to understudyd, as control_ask(). */
+int host_run_ask(const struct host_run *h, json_t *request, json_t **ret_answer, struct err *err);
+bool host_run_is_up(const struct host_run *h);
+
+/* The status of a VM; NULL when it is not known. The caller owns it. */
+json_t *host_run_status(const struct host_run *h, const char *vm);
+
+/* Waits up to 10 s until done() is true. */
+void host_run_wait(const struct host_run *h, bool (*done)(const struct host_run *h));
+
+/* Is there a file of that path, below its directory? */
+bool host_run_exists(const struct host_run *h, const char *path);
+
+/* Kills it and its VMs' processes, and removes its directory. */
+void host_run_done(struct host_run *h);
+
+#endif
