@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "host/vmfile.h"
 #include "io/control.h"
 
 enum { ANSWER_TIMEOUT_MS = 70000 }; /* more than what understudyd allows the slowest start */
@@ -75,16 +76,11 @@ unsigned cli_seconds(const struct argp_state *state, const char *text)
 
 uint64_t cli_bytes(const struct argp_state *state, const char *text)
 {
-    static const char units[] = "KMGT";
-    char *end;
-    unsigned long long n = strtoull(text, &end, 10);
-    const char *unit = *end ? strchr(units, *end) : NULL;
-    unsigned shift = unit ? 10 * (unsigned)(unit - units + 1) : 0;
+    uint64_t bytes;
 
-    if (end == text || text[0] == '-' || (*end && (!unit || end[1])) || n == 0 ||
-        n > ((uint64_t)INT64_MAX >> shift))
+    if (vmfile_bytes(text, &bytes) < 0 || bytes == 0 || bytes > INT64_MAX)
         argp_error(state, "%s is not a number of bytes such as 50M", text);
-    return n << shift;
+    return bytes;
 }
 
 int cli_config(struct host_config *ret_config)

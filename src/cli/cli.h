@@ -96,13 +96,15 @@ void view_progress(double done, double total, double rate_bytes, char *out, size
 /* What is being copied to the standby now ("copying disks"), and how much of it; NULL: nothing. */
 const char *view_copying(const json_t *vm, double *ret_done_bytes, double *ret_total_bytes);
 
-/* True when something about the disks goes on that has a rate. A rate takes two looks: this one, and
- * `before`, `seconds` earlier. It is noted in the status for the functions below. */
+/* True when something about the disks goes on that has a rate. A rate takes two looks: this one,
+ * and `before`, `seconds` earlier. It is noted in the status for the functions below. */
 bool view_moves(const json_t *vm);
 void view_set_rates(json_t *vm, const json_t *before, double seconds);
 
 void view_disk_notes(const json_t *vm); /* prints what is not as always, for a list of VMs */
 void view_disk_lines(const json_t *vm); /* prints all of them, for the details of one */
+/* "1 range", "more than 1000 ranges": what `verify` has found. */
+void view_ranges(const json_t *verify, char *out, size_t n_out);
 void view_verify_line(const json_t *vm); /* prints the outcome of `verify`, if there is one */
 
 /* --- waiting for protection (wait.c) --- */

@@ -168,33 +168,40 @@ void view_disk_lines(const json_t *vm)
     }
 }
 
+void view_ranges(const json_t *verify, char *out, size_t n_out)
+{
+    size_t n = json_array_size(json_object_get(verify, "differing"));
+
+    (void)snprintf(out, n_out, "%s%zu range%s",
+                   json_is_true(json_object_get(verify, "more")) ? "more than " : "", n,
+                   n == 1 ? "" : "s");
+}
+
 void view_verify_line(const json_t *vm)
 {
     const json_t *verify = json_object_get(vm, "verify");
     const char *error = view_text(verify, "error");
     time_t finished = (time_t)view_number(verify, "finished_at");
-    size_t n = json_array_size(json_object_get(verify, "differing"));
-    char when[32] = "", text[128];
+    char when[32] = "", text[128], ranges[48];
     struct tm tm;
 
     if (!json_is_object(verify))
         return;
+    view_ranges(verify, ranges, sizeof(ranges));
     printf("  %-10s ", "verify");
     view_progress(view_number(verify, "done_bytes"), view_number(verify, "total_bytes"),
                   view_number(verify, "rate_bytes"), text, sizeof(text));
     if (json_is_true(json_object_get(verify, "running"))) {
-        printf("disk %.0f: %s, %zu ranges differ\n", view_number(verify, "disk"),
-               text + strspn(text, " "), n);
+        printf("disk %.0f: %s, differing so far: %s\n", view_number(verify, "disk"),
+               text + strspn(text, " "), ranges);
         return;
     }
     if (localtime_r(&finished, &tm))
         (void)strftime(when, sizeof(when), " at %F %T", &tm);
     if (error[0])
         printf("failed%s: %s\n", when, error);
-    else if (n == 0)
+    else if (json_array_size(json_object_get(verify, "differing")) == 0)
         printf("the copies were equal%s\n", when);
     else
-        printf("%s%zu range%s of the copies differed%s\n",
-               json_is_true(json_object_get(verify, "more")) ? "more than " : "", n,
-               n == 1 ? "" : "s", when);
+        printf("the copies differed in %s%s\n", ranges, when);
 }

@@ -9,8 +9,7 @@ const struct cli_command cli_commands[] = {
     {"start", "FILE",
      "Start a VM, protected as its file says.\v"
      "Waits until the VM is protected. The VM runs from the first moment, and goes on starting "
-     "when "
-     "this command is interrupted.",
+     "when this command is interrupted.",
      cli_start},
     {"status", "[VM]",
      "Show this host's VMs, or one of them in detail.\v"
@@ -24,8 +23,8 @@ const struct cli_command cli_commands[] = {
      cli_failover},
     {"switchover", "VM",
      "Hand a running VM over to its standby.\v"
-     "The VM goes on at its standby at once, and nothing is lost. When that is not possible, it goes "
-     "on here, and the exit status is 1.",
+     "To be given on its primary. The VM goes on at its standby at once, and nothing is lost. When "
+     "that is not possible, it goes on here, and the exit status is 1.",
      cli_switchover},
     {"verify", "VM",
      "Compare both copies of a VM's disks.\v"

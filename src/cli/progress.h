@@ -10,11 +10,11 @@
 struct cli_progress {
     const char *vm; /* borrowed; begins each line */
     bool terminal;
-    bool bar;         /* a bar stands on the terminal's line */
-    char last[256];   /* the last line said */
-    double said;      /* when; seconds, as cli_now() */
-    char what[32];    /* what the bar is about */
-    double from, at;  /* where it was when that began, in bytes, and when */
+    bool bar;        /* a bar stands on the terminal's line */
+    char last[256];  /* the last line said */
+    double said;     /* when; seconds, as cli_now() */
+    char what[32];   /* what the bar is about */
+    double from, at; /* where it was when that began, in bytes, and when */
 };
 
 double cli_now(void); /* seconds of the monotonic clock */

@@ -1,9 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include <errno.h>
-#include <inttypes.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
 #include "cli/cli.h"
 #include "cli/progress.h"
@@ -43,15 +39,15 @@ static error_t parse_verify(int key, char *arg, struct argp_state *state)
 static int differs(const char *vm, const json_t *verify)
 {
     const json_t *list = json_object_get(verify, "differing"), *range;
-    bool more = json_is_true(json_object_get(verify, "more"));
-    size_t n = json_array_size(list), i;
+    char ranges[48];
+    size_t i;
 
     printf("DISK  %-20s  LENGTH\n", "OFFSET");
     json_array_foreach(list, i, range)
         printf("%-4.0f  %-20.0f  %.0f\n", view_number(range, "disk"), view_number(range, "offset"),
                view_number(range, "bytes"));
-    printf("%s: the copies of its disks differ in %s%zu range%s\n", vm, more ? "more than " : "", n,
-           n == 1 ? "" : "s");
+    view_ranges(verify, ranges, sizeof(ranges));
+    printf("%s: the copies of its disks differ in %s\n", vm, ranges);
     return VERIFY_DIFFERS;
 }
 
@@ -108,8 +104,8 @@ int cli_verify(int argc, char **argv)
 
     cli_parse("verify", argc, argv, options, parse_verify, &o);
     request = json_pack("{s:s, s:s}", "command", "verify", "vm", o.vm);
-    if (o.rate_bytes && json_object_set_new(request, "rate_bytes",
-                                            json_integer((json_int_t)o.rate_bytes)) < 0) {
+    if (o.rate_bytes &&
+        json_object_set_new(request, "rate_bytes", json_integer((json_int_t)o.rate_bytes)) < 0) {
         json_decref(request);
         request = NULL;
     }

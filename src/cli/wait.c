@@ -13,9 +13,9 @@ enum { LOOK_MS = 200, PATIENCE_S = 2 };
 struct watch {
     const char *vm;
     struct cli_progress progress;
-    double moved;   /* when something last did */
-    char what[32];  /* what is being copied, as last seen */
-    double done;    /* and how many bytes of it */
+    double moved;  /* when something last did */
+    char what[32]; /* what is being copied, as last seen */
+    double done;   /* and how many bytes of it */
 };
 
 static void show(struct watch *w, const json_t *vm)

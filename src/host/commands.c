@@ -57,8 +57,8 @@ static void stop(struct host *host, struct control_request *req, const char *nam
 {
     struct vm *vm = vm_get(host, name);
     json_t *note = ended_read(&host->config, name);
-    bool known = note || record_exists(&host->config, name) ||
-                 record_exists_standby(&host->config, name);
+    bool known =
+        note || record_exists(&host->config, name) || record_exists_standby(&host->config, name);
 
     json_decref(note);
     if (vm) {
@@ -97,9 +97,9 @@ static const struct {
     bool names_vm; /* needs "vm": the name of a VM */
     command_fn *run;
 } commands[] = {
-    {"start", false, start},     {"stop", true, stop},      {"protect", true, order},
-    {"unprotect", true, order},  {"failover", true, order}, {"switchover", true, order},
-    {"verify", true, order},     {"status", false, status}, {"ping", false, ping},
+    {"start", false, start},    {"stop", true, stop},      {"protect", true, order},
+    {"unprotect", true, order}, {"failover", true, order}, {"switchover", true, order},
+    {"verify", true, order},    {"status", false, status}, {"ping", false, ping},
 };
 
 void host_command(void *user, struct control_request *req)

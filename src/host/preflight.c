@@ -138,6 +138,16 @@ static void check_memory(const struct vm_spec *spec, const struct host_config *c
                 available / MIB, want / MIB, (uint64_t)(MEMORY_SPARE_BYTES / MIB));
 }
 
+/* A peer's definition names files that this host is to open, make and overwrite. */
+static void check_disks(const struct vm_spec *spec, const struct host_config *config,
+                        struct preflight *p)
+{
+    struct err err;
+
+    if (vm_disks_allowed(spec, config, &err) < 0)
+        problem(p, "%s", err.text);
+}
+
 static void check_paths(const struct vm_spec *spec, const struct host_config *config,
                         struct preflight *p)
 {
@@ -157,6 +167,8 @@ void preflight_check(struct vm_spec *spec, const struct host_config *config,
     *ret_preflight = (struct preflight){0};
     if (role == PREFLIGHT_PRIMARY)
         check_standby(spec, config, ret_preflight);
+    else
+        check_disks(spec, config, ret_preflight);
     check_bridges(spec, ret_preflight);
     check_memory(spec, config, ret_preflight);
     check_paths(spec, config, ret_preflight);

@@ -16,7 +16,7 @@ struct spawn_params {
     const struct host_config *config;
     const char *config_path;
     const char *vm;
-    int conn_fd; /* standby: the primary's connection; -1: this is a primary */
+    int conn_fd;         /* standby: the primary's connection; -1: this is a primary */
     bool seize, recover; /* primary */
 };
 

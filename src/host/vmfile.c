@@ -158,6 +158,11 @@ static const struct unit byte_units[] = {
     {NULL, 0},
 };
 
+int vmfile_bytes(const char *text, uint64_t *ret_bytes)
+{
+    return number_with_unit(text, byte_units, ret_bytes);
+}
+
 static int take_memory(const struct yamlfile *y, const char *text, struct vm_spec *spec,
                        struct err *err)
 {
@@ -194,8 +199,7 @@ static int take_protect(const struct yamlfile *y, const struct protect_text *tex
     if (text->output && strcmp(text->output, "hold") != 0)
         return yamlfile_fail(y, err, "protect.output", "\"%s\" is not supported; only hold is",
                              text->output);
-    if (text->copy_rate &&
-        number_with_unit(text->copy_rate, byte_units, &protect->copy_rate_bytes) < 0)
+    if (text->copy_rate && vmfile_bytes(text->copy_rate, &protect->copy_rate_bytes) < 0)
         return yamlfile_fail(y, err, "protect.copy_rate",
                              "\"%s\" is not a number of bytes per second such as 100M",
                              text->copy_rate);
@@ -319,8 +323,7 @@ static int take_disk(const struct yamlfile *y, const struct disk_text *text, con
     unsigned read_only, cache;
     int r;
 
-    if (text->size &&
-        (number_with_unit(text->size, byte_units, &disk->size_bytes) < 0 || disk->size_bytes == 0))
+    if (text->size && (vmfile_bytes(text->size, &disk->size_bytes) < 0 || disk->size_bytes == 0))
         return yamlfile_fail(y, err, disk_key(key, i, "size"),
                              "\"%s\" is not a size such as 512M or 10G", text->size);
     (void)snprintf(disk->serial, sizeof(disk->serial), "%s", text->serial ? text->serial : "");

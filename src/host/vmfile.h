@@ -21,4 +21,7 @@ int vmfile_load(const char *path, struct vm_spec *ret_spec, struct err *err) US_
 int vmfile_parse(const char *text, size_t n_text, const char *file, struct vm_spec *ret_spec,
                  struct err *err) US_MUST_CHECK;
 
+/* Reads a number of bytes as a VM file has it: "4096", "50M". 0 or -EINVAL. */
+int vmfile_bytes(const char *text, uint64_t *ret_bytes) US_MUST_CHECK;
+
 #endif

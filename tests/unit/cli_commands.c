@@ -122,9 +122,9 @@ static void test_verify(void **state)
     assert_run(h, "verify web --rate 50M", 0,
                "web: the copies of its disks are equal: 64 MiB compared\n");
     status = host_run_status(h, "web");
-    assert_int_equal(json_integer_value(json_object_get(json_object_get(status, "verify"),
-                                                        "asked_rate")),
-                     50 << 20);
+    assert_int_equal(
+        json_integer_value(json_object_get(json_object_get(status, "verify"), "asked_rate")),
+        50 << 20);
     json_decref(status);
     start(h, "differs");
     assert_run(h, "verify differs", 1,
@@ -204,8 +204,7 @@ static void test_recover_own(void **state)
     json_decref(status);
     host_run_start(h);
     assert_run(h, "recover recovered", 0, "recovered: runs\n");
-    assert_run(h, "recover recovered", 1,
-               "understudy: recovered: runs on this host already\n");
+    assert_run(h, "recover recovered", 1, "understudy: recovered: runs on this host already\n");
 }
 
 /* ... or of one that it backed; nobody takes that for a VM of this host. */
@@ -276,8 +275,8 @@ static void test_status(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        TEST(test_switchover),      TEST(test_verify),         TEST(test_interrupt),
-        TEST(test_recover_own),     TEST(test_recover_backed), TEST(test_recover_refused),
+        TEST(test_switchover),  TEST(test_verify),         TEST(test_interrupt),
+        TEST(test_recover_own), TEST(test_recover_backed), TEST(test_recover_refused),
         TEST(test_status),
     };
 

@@ -67,10 +67,10 @@ static json_t *disks_status(void)
 static json_t *verify_status(void)
 {
     bool running = is("endless") || looks - verify_at < 2;
-    json_t *verify = json_pack("{s:b, s:i, s:I, s:I, s:[], s:b, s:I, s:I}", "running", running,
-                               "disk", 0, "done_bytes", (looks - verify_at) * 32 * MIB,
-                               "total_bytes", (json_int_t)64 * MIB, "differing", "more", 0,
-                               "finished_at", (json_int_t)1, "asked_rate", verify_rate);
+    json_t *verify =
+        json_pack("{s:b, s:i, s:I, s:I, s:[], s:b, s:I, s:I}", "running", running, "disk", 0,
+                  "done_bytes", (looks - verify_at) * 32 * MIB, "total_bytes", (json_int_t)64 * MIB,
+                  "differing", "more", 0, "finished_at", (json_int_t)1, "asked_rate", verify_rate);
     json_t *differing = json_object_get(verify, "differing");
 
     if (!running && is("broken"))
@@ -83,9 +83,9 @@ static json_t *verify_status(void)
 
 static json_t *status(void)
 {
-    json_t *json = json_pack("{s:s, s:s, s:i, s:i, s:o, s:s}", "vm", name, "role", role, "pid",
-                             (int)getpid(), "adopted", (int)adopted, "disks", disks_status(),
-                             "state", "protected");
+    json_t *json =
+        json_pack("{s:s, s:s, s:i, s:i, s:o, s:s}", "vm", name, "role", role, "pid", (int)getpid(),
+                  "adopted", (int)adopted, "disks", disks_status(), "state", "protected");
 
     if (verify_at >= 0)
         json_object_set_new(json, "verify", verify_status());

@@ -9,7 +9,8 @@ import subprocess
 from rig import BUILD, GUEST, Rig, Tap, expect, wait_for
 
 tap = Tap()
-COMMANDS = ("start", "status", "protect", "unprotect", "failover", "stop", "check")
+COMMANDS = ("start", "status", "protect", "unprotect", "failover", "switchover", "verify", "recover",
+            "stop", "check")
 
 
 def write(lab, name, text):
