@@ -8,6 +8,8 @@
  *   scribe --check DIR ACKED    judges what a disk holds: are all entries up to ACKED there, whole?
  *
  *   STATUS    -> acked=N last=N errno=E
+ *   PAUSE     -> the same line; nothing is written until RUN
+ *   RUN       -> the same line
  *   otherwise -> ERR <reason>
  *
  * Entry n stands in file n % FILES, behind entry n - FILES, and its length and contents follow
@@ -47,6 +49,7 @@ struct scribe {
     uint64_t acked;       /* of the newest one on stable storage */
     uint64_t batches;
     uint64_t limit_bytes;
+    bool paused;
     int err; /* negative errno that ended the writing; 0 = none */
 };
 
@@ -216,18 +219,23 @@ static bool more_to_write(const struct scribe *s)
 
     for (unsigned i = 0; i < FILES; i++)
         bytes += s->ends[i];
-    return !s->err && bytes < s->limit_bytes;
+    return !s->err && !s->paused && bytes < s->limit_bytes;
 }
 
 static void answer_line(void *ctx, const char *line, char *answer, size_t size)
 {
-    const struct scribe *s = ctx;
+    struct scribe *s = ctx;
 
-    if (strcmp(line, "STATUS") == 0)
-        snprintf(answer, size, "acked=%" PRIu64 " last=%" PRIu64 " errno=%d", s->acked, s->last,
-                 -s->err);
-    else
+    if (strcmp(line, "PAUSE") == 0) {
+        s->paused = true;
+    } else if (strcmp(line, "RUN") == 0) {
+        s->paused = false;
+    } else if (strcmp(line, "STATUS") != 0) {
         snprintf(answer, size, "ERR unknown request");
+        return;
+    }
+    snprintf(answer, size, "acked=%" PRIu64 " last=%" PRIu64 " errno=%d", s->acked, s->last,
+             -s->err);
 }
 
 static int check(const char *path, uint64_t acked)

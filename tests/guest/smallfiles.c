@@ -2,7 +2,7 @@
 /*
  * A load of many small files, after PostMark (J. Katcher, NetApp TR3022): a pool of files of 0.5 to
  * 10 KB is made, then each transaction reads a file or appends to one, and makes a file or deletes
- * one. Ends with the pool's deletion and a sync.
+ * one. Then all is synced, the pool is deleted, and that is synced.
  *
  *   smallfiles DIR FILES TRANSACTIONS
  *
@@ -140,6 +140,7 @@ int main(int argc, char **argv)
         make_file(&pool);
     for (long i = 0; i < transactions; i++)
         transaction(&pool, (unsigned)n_files);
+    sync();
     while (pool.n_files)
         delete_file(&pool, pool.n_files - 1);
     sync();
