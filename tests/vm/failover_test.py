@@ -8,15 +8,11 @@ import os
 import random
 import time
 
-from rig import Ledger, Rig, Tap, expect, protected_vm, wait_for
+from rig import Ledger, Rig, Tap, expect, other, protected_vm, wait_for, wait_frozen
 
 tap = Tap()
 FAILOVERS = int(os.environ.get("FAILOVERS", "20"))
 SEED = int(os.environ.get("FAILOVER_SEED", str(random.randrange(1 << 32))))
-
-
-def other(host):
-    return "hostb" if host == "hosta" else "hosta"
 
 
 def protect_again(lab, primary, standby):
@@ -48,13 +44,6 @@ def random_moments():
     return (f"# {FAILOVERS} failovers, {figures['ops']:.0f} operations, longest gap"
             f" {figures['max_gap_ms']:.0f} ms, decision to running p50"
             f" {outages[len(outages) // 2]:.1f} ms")
-
-
-def wait_frozen(lab, host):
-    """Until a process of the host has come to its fault point."""
-    wait_for(f"{host} to stop at its fault point",
-             lambda: "frozen" in [line.split()[1] for line in lab.lab("status").stdout
-                                  .splitlines() if line.startswith(host + " ")], 30)
 
 
 def die_at(point, host="hosta"):

@@ -19,6 +19,8 @@ GUEST = os.environ.get("GUEST_IMAGE", os.path.join(TOP, "build", "guest"))
 GUEST_IP = "10.78.0.10"
 LEDGER_PORT = 7000
 KEEPER_PORT = 7001
+SCRIBE_PORT = 7002
+MODEL_PORT = 7003
 
 
 class Failure(Exception):
@@ -28,6 +30,10 @@ class Failure(Exception):
 def expect(condition, text):
     if not condition:
         raise Failure(text)
+
+
+def other(host):
+    return "hostb" if host == "hosta" else "hosta"
 
 
 def wait_for(what, probe, seconds, interval=0.02):
@@ -78,6 +84,13 @@ class Ledger:
         expect(last, f"the ledger client ended without a result: {self.text()}")
         return {k: float(v) for k, v in re.findall(r"(\w+)=([-\d.]+)", last[-1])}
 
+    def gaps(self, since_unix_s=0):
+        """The silences longer than gap_ms that began after that time, or a second before: a list of
+        (start in seconds since 1970, length in ms)."""
+        found = re.findall(r"^ledger: gap ms=([\d.]+) start_unix_ms=([\d.]+)", self.text(), re.M)
+        return [(float(start) / 1e3, float(ms)) for ms, start in found
+                if float(start) / 1e3 > since_unix_s - 1]
+
     def check(self, figures=None):
         """Nothing lost, repeated or rolled back, and the connection lived."""
         figures = figures or self.stop()
@@ -86,6 +99,35 @@ class Ledger:
         expect(self.process.returncode == 0, f"ledger client failed: {self.text()}")
         expect(figures["ops"] > 0, "the ledger client did nothing")
         return figures
+
+
+class Acks:
+    """Asks the scribe all the time how far it is on stable storage: what a client has been told,
+    and may rely on."""
+
+    def __init__(self, rig, every_ms=3):
+        self.log = os.path.join(rig.dir, f"acks-{len(rig.clients)}.log")
+        with open(self.log, "w", encoding="ascii") as log:
+            self.process = rig.spawn("client", [f"{BUILD}/tests/guest/guest-ask", GUEST_IP,
+                                                str(SCRIBE_PORT), "STATUS", "60", str(every_ms)],
+                                     log, log)
+        rig.clients.append(self)
+
+    def acked(self):
+        """The newest number that was acknowledged."""
+        with open(self.log, encoding="ascii") as log:
+            lines = log.read().rpartition("\n")[0].splitlines()
+        expect(lines and lines[-1].endswith("errno=0"), f"the scribe: {lines[-1:]}")
+        numbers = [int(re.match(r"acked=(\d+)", line).group(1)) for line in lines]
+        expect(numbers == sorted(numbers), "the scribe took back what it had acknowledged")
+        return numbers[-1]
+
+    def stop(self):
+        """Ends the asking; returns the newest number. The one connection must have lived."""
+        expect(self.process.poll() is None, f"the scribe's connection was lost: see {self.log}")
+        self.process.terminate()
+        self.process.wait(10)
+        return self.acked()
 
 
 class Rig:
@@ -180,7 +222,9 @@ class Rig:
     # -- the VM --
 
     def vm_file(self, name="web", memory="256M", standby="hostb", keeper_mib=32, keeper_rate=8,
-                cpus=1, machine="pc-i440fx-7.2", extra="", nics=1, interval=""):
+                cpus=1, machine="pc-i440fx-7.2", extra="", nics=1, interval="", words=""):
+        """Writes a VM file. words: for the guest (tests/guest/init); interval, extra: lines of the
+        section `protect`, lines at the end."""
         path = f"{self.dir}/{name}.yaml"
         nic_lines = "".join(f"  - mac: 52:54:00:75:73:{i + 1:02x}\n    bridge: br0\n"
                             for i in range(nics))
@@ -191,7 +235,7 @@ class Rig:
                       f"machine: {machine}\ncpu: qemu64\n"
                       f"kernel: {GUEST}/vmlinuz\ninitrd: {GUEST}/initramfs\n"
                       f"append: console=ttyS0 quiet {ips} us.keeper={keeper_mib}"
-                      f" us.keeper_rate={keeper_rate}\n"
+                      f" us.keeper_rate={keeper_rate} {words}\n"
                       f"nics:\n{nic_lines}{protect}{extra}"
                       f"qemu_args: [\"-serial\", \"file:{self.dir}/{name}.console\"]\n")
         return path
@@ -227,6 +271,14 @@ class Rig:
         expect(done.returncode == 0, f"the guest does not answer {question}: {done.stderr.strip()}")
         return done.stdout.strip()
 
+    def guest_run(self, command, seconds=60, check=True):
+        """Has the guest's runner carry out a shell command; returns what it prints."""
+        done = self.lab("exec", "client", f"{BUILD}/tests/guest/guest-run", GUEST_IP, command,
+                        str(seconds), check=False, timeout=seconds + 10)
+        expect(not check or done.returncode == 0, f"the guest's '{command}': exit status"
+               f" {done.returncode}: {done.stdout.strip()}{done.stderr.strip()}")
+        return done.stdout if check else done
+
     def wait_guest(self, seconds=40):
         self.guest_ask(LEDGER_PORT, "GET", seconds)
 
@@ -242,6 +294,13 @@ class Rig:
         expect(figures.get("corrupt") == "0" and int(figures.get("verified", 0)) > 0,
                f"memory keeper: {answer}")
         return answer
+
+
+def wait_frozen(lab, host):
+    """Until a process of the host has come to its fault point."""
+    wait_for(f"{host} to stop at its fault point",
+             lambda: "frozen" in [line.split()[1] for line in lab.lab("status").stdout
+                                  .splitlines() if line.startswith(host + " ")], 30)
 
 
 @contextlib.contextmanager

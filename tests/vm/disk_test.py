@@ -1,0 +1,305 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Replicated disks under real guests: hosts die, links break, disks fail, while the guest's
+programs write: a journaling service on ext4 (the scribe), the ledger with its numbers in a file,
+and a model of a raw disk. Whatever was acknowledged is on the disk that is left, memory and disk
+agree, and both copies are the same. A failure prints the seed of the random moments (DISK_SEED)."""
+
+import contextlib
+import os
+import random
+import subprocess
+import sys
+import time
+
+import disks
+from rig import (LEDGER_PORT, MODEL_PORT, SCRIBE_PORT, Acks, Failure, Ledger, Rig, Tap, expect,
+                 other, wait_for, wait_frozen)
+
+tap = Tap()
+FAILOVERS = int(os.environ.get("DISK_FAILOVERS", "30"))
+SEED = int(os.environ.get("DISK_SEED", str(random.randrange(1 << 32))))
+POINTS = ("redo-append", "redo-synced", "applying", "applied", "images-synced", "log-reset")
+
+
+class SharedVm:
+    """A VM that one test after the other uses, since starting one takes longest. A test leaves it
+    protected, on whichever host; after a failed one it is made anew."""
+
+    def __init__(self):
+        self.stack = contextlib.ExitStack()
+        self.lab = None
+        self.primary = "hosta"
+
+    def get(self):
+        if not self.lab:
+            self.primary = "hosta"
+            self.lab = self.stack.enter_context(Rig("disks"))
+            self.lab.start_vm(**disks.vm_options(self.lab, "hosta"))
+        self.lab.wait_state(self.primary, "protected", 40)
+        return self.lab
+
+    def drop(self):
+        self.lab = None
+        self.stack.__exit__(*sys.exc_info())  # which tells the rig whether to print its logs
+
+    def test(self, function):
+        def with_vm():
+            try:
+                return function(self.get(), self.primary, other(self.primary))
+            except BaseException:
+                self.drop()
+                raise
+
+        with_vm.__name__, with_vm.__doc__ = function.__name__, function.__doc__
+        return tap.test(with_vm)
+
+
+vm = SharedVm()
+
+
+def fail_over(lab, primary, standby):
+    """The primary dies; the standby takes over. Returns its account of it."""
+    lab.lab("crash", primary)
+    took = lab.wait_state(standby, "solo", 10)["takeover"]
+    vm.primary = standby
+    return took
+
+
+@vm.test
+def random_moments(lab, primary, standby):
+    """hosts die at random moments while everything writes: nothing acknowledged is lost"""
+    print(f"# DISK_SEED={SEED}")
+    moments = random.Random(SEED)
+    holes = [os.stat(disks.image(lab, h, "data.img")).st_blocks for h in (standby, primary)]
+    expect(holes[0] < holes[1] + 4096, f"the copy has lost its holes: {holes} blocks")
+    ledger, acks = Ledger(lab, interval_ms=5, gap_ms=500), Acks(lab)
+    ledger.wait_connected()
+    for _ in range(FAILOVERS):
+        lab.wait_state(primary, "protected", 40)
+        time.sleep(moments.uniform(0.0, 0.5))  # the moment is what is random here
+        fail_over(lab, primary, standby)
+        disks.check_model(lab, "STATUS")
+        lab.restart_host(primary)
+        primary, standby = standby, primary
+    disks.check_model(lab)
+    lab.check_keeper()
+    lab.wait_state(primary, "protected", 40)
+    disks.check_copies(lab, primary)
+    figures, acked = ledger.check(), acks.stop()
+    fail_over(lab, primary, standby)  # and once more: judged is what the standby had
+    disks.stop_vm(lab, standby)
+    disks.check_data(lab, standby, acked, figures["ops"])
+    vm.drop()
+    return (f"# {FAILOVERS} failovers, {acked} entries and {figures['ops']:.0f} numbers, longest"
+            f" gap {figures['max_gap_ms']:.0f} ms")
+
+
+def dies_while_applying(point, hits):
+    """The standby dies at a step of keeping and applying an epoch; when it is back, its copy is
+    brought up to date and is the same as the primary's."""
+    def test(lab, primary, standby):
+        lab.lab("crash", standby)
+        lab.wait_state(primary, "solo", 10)
+        lab.faults[standby] = f"standby.{point}:{hits}"
+        lab.restart_host(standby)
+        wait_frozen(lab, standby)
+        lab.lab("crash", standby)
+        lab.faults.clear()
+        lab.wait_state(primary, "solo", 10)
+        lab.restart_host(standby)
+        lab.wait_state(primary, "protected", 40)
+        disks.check_copies(lab, primary)
+        disks.check_model(lab, "STATUS")
+
+    test.__name__ = f"dies_at_{point.replace('-', '_')}"
+    test.__doc__ = f"the standby is killed at {point}; its copy is brought up to date"
+    vm.test(test)
+
+
+for name in POINTS:
+    dies_while_applying(name, 1 if name in ("images-synced", "log-reset") else 20)
+
+
+@vm.test
+def equal_after_a_stop(lab, primary, standby):
+    """stopped at a quiet moment, both copies are the same, byte for byte"""
+    acks = Acks(lab)
+    wait_for("some entries", acks.acked, 10)
+    acked = acks.stop()
+    disks.check_model(lab)
+    disks.be_quiet(lab, primary)
+    disks.stop_vm(lab, primary)
+    disks.check_equal(lab, "data.img", "model.img", "spare.img")
+    disks.check_data(lab, standby, acked, 0)
+    lab.must(primary, "start", f"{lab.dir}/web.yaml", timeout=60)
+    lab.wait_guest()
+    lab.wait_state(primary, "protected", 40)
+    disks.check_model(lab)  # what it found is what it had left
+
+
+@vm.test
+def speculative_writes_are_undone(lab, primary, standby):
+    """what a cut-off primary wrote after its last commit is undone when it is back"""
+    ledger, acks = Ledger(lab, interval_ms=5, gap_ms=500), Acks(lab)
+    ledger.wait_connected()
+    for peer in (standby, "witness"):
+        lab.lab("cut", primary, peer)
+    lab.wait_state(standby, "solo", 10)
+    lab.wait_state(primary, "isolated", 10)
+    time.sleep(0.5)  # in which the isolated VM writes what nobody has seen
+    lab.lab("heal")
+    vm.primary = standby
+    lab.wait_state(standby, "protected", 40)
+    disks.check_copies(lab, standby)
+    disks.check_model(lab)
+    ledger.check()
+    acks.stop()
+    disks.be_quiet(lab, standby)
+    disks.stop_vm(lab, standby)
+    disks.check_equal(lab, "data.img", "model.img", "spare.img")
+    vm.drop()
+
+
+@vm.test
+def resync_copies_what_differs(lab, primary, standby):
+    """after a standby's absence no more than twice of what was written is copied"""
+    lab.guest_ask(SCRIBE_PORT, "PAUSE")
+    lab.guest_ask(MODEL_PORT, "PAUSE")
+    lab.lab("crash", standby)
+    lab.wait_state(primary, "solo", 10)
+    lab.guest_run("for i in 1 2 3; do dd if=/dev/urandom of=/data/fill bs=1M count=12; sync; done")
+    dirty = sum(d["dirty_bytes"] for d in lab.status(primary)["disks"])
+    expect(12 << 20 <= dirty < 40 << 20, f"{dirty} bytes are called dirty")
+    lab.restart_host(standby)
+    after = lab.wait_state(primary, "protected", 40)
+    copied = sum(d["copied_bytes"] for d in after["disks"])
+    expect(12 << 20 <= copied <= 2 * dirty, f"{copied} bytes copied, {dirty} were dirty")
+    disks.check_copies(lab, primary)
+    disks.go_on(lab)
+    return f"# {copied >> 20} MiB copied, {dirty >> 20} MiB dirty"
+
+
+@vm.test
+def guest_sees_its_own_disk_fail(lab, primary, standby):
+    """an error of the primary's disk is the guest's to see, and of no other disk"""
+    read = "dd if=/dev/vdc of=/dev/null bs=4k count=1 iflag=direct"
+    lab.guest_run(read)
+    os.truncate(disks.image(lab, primary, "spare.img"), 0)
+    done = lab.guest_run(read, check=False)
+    expect(done.returncode and "error" in done.stdout, f"the guest reads what is not there: {done}")
+    disks.check_model(lab, "STATUS")
+    os.truncate(disks.image(lab, primary, "spare.img"), disks.SPARE_MIB << 20)
+    lab.guest_run(read)
+    expect(lab.state(primary) == "protected", "protection was lost")
+
+
+@vm.test
+def switchover(lab, primary, standby):
+    """five times back and forth on purpose: nothing is lost, hardly anybody notices"""
+    ledger, acks = Ledger(lab, interval_ms=2, gap_ms=150), Acks(lab)
+    ledger.wait_connected()
+    for _ in range(10):
+        lab.wait_state(primary, "protected", 40)
+        lab.must(primary, "switchover", "web")
+        primary, standby = standby, primary
+        vm.primary = primary
+        lab.wait_state(primary, "protected", 40)
+    figures = ledger.check()
+    acks.stop()
+    disks.check_model(lab)
+    disks.check_copies(lab, primary)
+    expect(figures["max_gap_ms"] < 1000, f"an outage of {figures['max_gap_ms']:.0f} ms")
+    return f"# longest gap {figures['max_gap_ms']:.0f} ms"
+
+
+@vm.test
+def both_hosts_lost(lab, primary, standby):
+    """both hosts die: recover refuses the older copy, and starts from the newer one"""
+    ledger, acks = Ledger(lab, interval_ms=5), Acks(lab)
+    ledger.wait_connected()
+    lab.lab("crash", standby)
+    lab.wait_state(primary, "solo", 10)
+    before = acks.acked()
+    wait_for("more entries", lambda: acks.acked() > before + 100, 20)
+    figures, acked = ledger.check(), acks.stop()
+    lab.lab("crash", primary)
+    lab.restart_host(standby)
+    refused = lab.cli(standby, "recover", "web")
+    expect(refused.returncode == 1 and primary in refused.stderr,
+           f"recover from the older copy: exit status {refused.returncode}: {refused.stderr}")
+    expect(not lab.status(standby).get("pid"), "it was started all the same")
+    lab.restart_host(primary)
+    lab.must(primary, "recover", "web", timeout=90)
+    check_recovered(lab, acked, figures["ops"])
+    lab.wait_state(primary, "protected", 40)
+    disks.check_copies(lab, primary)
+
+
+def check_recovered(lab, acked, ops):
+    """The guest has booted anew: what its programs found on their disks."""
+    lab.wait_guest()
+    count = int(lab.guest_ask(LEDGER_PORT, "GET").split()[0])
+    expect(count >= ops, f"{ops} numbers were acknowledged, the ledger has {count}")
+    lab.guest_ask(LEDGER_PORT, "SUM")
+    found = lab.guest_ask(SCRIBE_PORT, "STATUS")
+    expect(int(found.split()[0].partition("=")[2]) >= acked, f"{acked} were acknowledged: {found}")
+    disks.check_model(lab)
+
+
+@vm.test
+def both_lost_while_applying(lab, primary, standby):
+    """both hosts die, the standby while it applies: its copy, recovered, has all acknowledged"""
+    acks = Acks(lab)
+    lab.lab("crash", standby)
+    lab.wait_state(primary, "solo", 10)
+    lab.faults[standby] = "standby.applying:100"
+    lab.restart_host(standby)
+    lab.wait_state(primary, "protected", 40)
+    for host in (primary, standby):
+        lab.lab("cut", host, "witness")  # so that the primary cannot go on without its standby
+    wait_frozen(lab, standby)
+    acked = acks.stop()
+    for host in (primary, standby):
+        lab.lab("crash", host)
+    lab.lab("heal")
+    lab.faults.clear()
+    lab.restart_host(standby)
+    lab.must(standby, "recover", "web", "--no-wait", timeout=90)
+    vm.primary = standby
+    check_recovered(lab, acked, 0)
+    lab.restart_host(primary)
+    lab.wait_state(standby, "protected", 40)
+    disks.check_copies(lab, standby)
+
+
+@vm.test
+def standby_disk_full(lab, primary, standby):
+    """the standby's disk fills up: the VM goes on alone, status says why; protected when it fits"""
+    lab.lab("crash", standby)
+    lab.wait_state(primary, "solo", 10)
+    folder = disks.image(lab, standby, "")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder], check=True)
+    lab.restart_host(standby)
+    lab.wait_state(primary, "protected", 60)
+    lab.guest_run("dd if=/dev/urandom of=/data/fill bs=1M count=56; sync")
+    reason = wait_for("status to say that the disk is full",
+                      lambda: "space" in lab.status(primary)["reason"]
+                      and lab.status(primary)["reason"], 20)
+    expect(lab.cli(primary, "status").returncode == 3, "status hides that web is unprotected")
+    disks.check_model(lab)
+    subprocess.run(["mount", "-o", "remount,size=300m", folder], check=True)
+    lab.wait_state(primary, "protected", 60)
+    disks.check_copies(lab, primary)
+    return f"# {reason}"
+
+
+if __name__ == "__main__":
+    try:
+        tap.run()
+    except KeyboardInterrupt as stop:
+        raise SystemExit(130) from stop
+    except Failure as problem:
+        raise SystemExit(str(problem)) from problem
+    finally:
+        vm.drop()
