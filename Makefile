@@ -28,10 +28,13 @@ check: setup ## all tests (root); the last line is "N passed, N failed, N skippe
 bench-basic: guest ## measure outage, activation, pause, latency and idle cost (root)
 	@bench/basic
 
+bench-disk: guest ## measure what replicated disks cost (root)
+	@bench/disk
+
 install: all ## install below DESTDIR
 	@meson install -C $(BUILD) --no-rebuild $(if $(DESTDIR),--destdir $(abspath $(DESTDIR)))
 
 clean: ## remove what was built
 	@rm -rf $(BUILD) bench/out
 
-.PHONY: all help setup guest demo check bench-basic install clean
+.PHONY: all help setup guest demo check bench-basic bench-disk install clean
