@@ -10,21 +10,7 @@
 
 static error_t parse_check(int key, char *arg, struct argp_state *state)
 {
-    const char **file = state->input;
-
-    switch (key) {
-    case ARGP_KEY_ARG:
-        if (*file)
-            argp_usage(state);
-        *file = arg;
-        return 0;
-    case ARGP_KEY_END:
-        if (!*file)
-            argp_usage(state);
-        return 0;
-    default:
-        return ARGP_ERR_UNKNOWN;
-    }
+    return cli_argument(key, arg, state, state->input);
 }
 
 static void print_disks(const struct vm_spec *spec)

@@ -51,6 +51,17 @@ void cli_parse(const char *name, int argc, char **argv, const struct argp_option
         exit(CLI_USAGE);
 }
 
+error_t cli_argument(int key, char *arg, const struct argp_state *state, const char **ret_arg)
+{
+    if (key != ARGP_KEY_ARG && key != ARGP_KEY_END)
+        return ARGP_ERR_UNKNOWN;
+    if (key == ARGP_KEY_ARG ? *ret_arg != NULL : *ret_arg == NULL)
+        argp_usage(state);
+    if (key == ARGP_KEY_ARG)
+        *ret_arg = arg;
+    return 0;
+}
+
 int cli_fail(const char *fmt, ...)
 {
     va_list ap;

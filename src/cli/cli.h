@@ -51,6 +51,10 @@ const struct cli_command *cli_command_get(const char *name);
 void cli_parse(const char *name, int argc, char **argv, const struct argp_option *options,
                argp_parser_t parser, void *input);
 
+/* For the parser of a command that takes exactly one argument: called for what is no option of its
+ * own. *ret_arg is NULL at first. */
+error_t cli_argument(int key, char *arg, const struct argp_state *state, const char **ret_arg);
+
 /* Prints "understudy: TEXT" to standard error. Returns CLI_FAILED. */
 int cli_fail(const char *fmt, ...) US_PRINTF(1, 2);
 

@@ -30,17 +30,8 @@ static error_t parse_vm(int key, char *arg, struct argp_state *state)
     case KEY_TIMEOUT:
         order->timeout_s = cli_seconds(state, arg);
         return 0;
-    case ARGP_KEY_ARG:
-        if (order->vm)
-            argp_usage(state);
-        order->vm = arg;
-        return 0;
-    case ARGP_KEY_END:
-        if (!order->vm)
-            argp_usage(state);
-        return 0;
     default:
-        return ARGP_ERR_UNKNOWN;
+        return cli_argument(key, arg, state, &order->vm);
     }
 }
 

@@ -18,22 +18,10 @@ static error_t parse_verify(int key, char *arg, struct argp_state *state)
 {
     struct verify *o = state->input;
 
-    switch (key) {
-    case 'r':
-        o->rate_bytes = cli_bytes(state, arg);
-        return 0;
-    case ARGP_KEY_ARG:
-        if (o->vm)
-            argp_usage(state);
-        o->vm = arg;
-        return 0;
-    case ARGP_KEY_END:
-        if (!o->vm)
-            argp_usage(state);
-        return 0;
-    default:
-        return ARGP_ERR_UNKNOWN;
-    }
+    if (key != 'r')
+        return cli_argument(key, arg, state, &o->vm);
+    o->rate_bytes = cli_bytes(state, arg);
+    return 0;
 }
 
 static int differs(const char *vm, const json_t *verify)
