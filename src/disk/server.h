@@ -10,16 +10,18 @@
 #include "disk/journal.h"
 #include "disk/map.h"
 
-/* The NBD server of one VM: one UNIX socket per disk, one thread for all, and a few helper threads for what
- * may wait long (reads that miss the page cache, flushes, FUA writes). Protocol: NBD fixed newstyle, simple
- * replies (https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md). */
+/* The NBD server of one VM: one UNIX socket per disk, one thread for all, and a few helper threads
+ * for what may take long. Protocol: disk/nbd.h. Its functions may be called from any thread but its
+ * own. */
 
 struct disk_server;
 
+enum { DISK_SERVER_DISKS_MAX = 64, DISK_SERVER_CONNECTIONS_MAX = 16 /* per disk */ };
+
 struct disk_server_disk {
-    struct image *image;      /* borrowed */
-    struct disk_map *map;     /* borrowed; NULL: no map is kept */
-    const char *socket_path;  /* made, mode 0600; a leftover is replaced; removed by close */
+    struct image *image;     /* borrowed */
+    struct disk_map *map;    /* borrowed; NULL: no map is kept */
+    const char *socket_path; /* made, mode 0600; a leftover is replaced; removed by close. Copied */
     bool read_only;
 };
 
@@ -37,25 +39,33 @@ enum disk_phase {
     DISK_STOPPED,  /* the vCPUs stand still: flushes are answered and counted as deferred */
 };
 
-/* Starts serving in the mode DISK_WAITING. journal is borrowed. */
-int disk_server_open(const struct disk_server_disk *disks, uint32_t n_disks, struct journal *journal,
-                     struct disk_server **ret_server, struct err *err) US_MUST_CHECK;
-/* Ends the threads and the sockets. NULL is allowed. */
+/* Starts serving in the mode DISK_WAITING, phase DISK_RUNNING. journal is borrowed. 0 or a negative
+ * errno; the text names the disk's socket. */
+int disk_server_open(const struct disk_server_disk *disks, uint32_t n_disks,
+                     struct journal *journal, struct disk_server **ret_server,
+                     struct err *err) US_MUST_CHECK;
+/* Ends the threads and the sockets; what is being carried out is waited for. The journal must have
+ * room, or be stopped or passed (journal.h). NULL is allowed. */
 void disk_server_close(struct disk_server *s);
 
+/* Changes the mode; what was held goes on when the mode is DISK_OPEN. */
 void disk_server_mode(struct disk_server *s, enum disk_mode mode);
-/* Going back to RUNNING carries out, with a sync, flushes that are still kept waiting. */
+/* Changes the phase. A flush that the client sends after the return is judged by the new one. Going
+ * back to RUNNING carries out, with a sync, flushes that are still kept waiting. Does not wait for
+ * the server's threads, which may be waiting for room in the journal. */
 void disk_server_phase(struct disk_server *s, enum disk_phase phase);
 
 struct disk_flushes {
-    uint64_t synced;   /* flushes carried out with a sync since RUNNING began */
+    uint64_t synced;   /* flushes carried out with a sync since RUNNING began; no FUA writes */
     uint64_t deferred; /* answered without one */
 };
-/* Counts of one disk since the last change to RUNNING. */
+/* Counts of one disk since the last change to RUNNING. A flush is counted before its client knows
+ * of its end. */
 void disk_server_flushes(struct disk_server *s, uint32_t disk, struct disk_flushes *ret_flushes);
 
-/* Any thread but the server's own: takes the range of a disk, waiting for requests that overlap it
- * to end; requests that come meanwhile wait. Short: hold it for one read. */
+/* Takes the range of a disk (not empty), waiting for requests that change it to end; those that
+ * come meanwhile wait. Short: hold it for one read and its record. One range at a time per thread,
+ * and at most four threads. */
 void disk_server_lock(struct disk_server *s, uint32_t disk, uint64_t offset, uint64_t n_bytes);
 void disk_server_unlock(struct disk_server *s, uint32_t disk, uint64_t offset, uint64_t n_bytes);
 
