@@ -68,6 +68,9 @@
 
 struct redo;
 
+/* A log that ends behind this is best reset soon: offsets in a file are bounded. */
+#define REDO_LONG_BYTES (UINT64_C(16) << 30)
+
 /* Opens and locks the log, or makes it. Blocks. A damaged header, another VM's log, a log in use
  * (-EBUSY) are errors that name the path. redo_recover() comes next, before anything else. */
 int redo_open(const char *path, const char *vm, struct redo **ret_redo,
