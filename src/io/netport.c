@@ -252,6 +252,35 @@ int netport_forward_inbound(struct netport *port)
     return n;
 }
 
+int netport_divert_inbound(struct netport *port, netport_frame_fn *on_frame, void *user)
+{
+    int n;
+
+    for (n = 0; n < NETPORT_BATCH; n++) {
+        int rc = port->n_stuck ? 1 : next_inbound(port);
+
+        if (rc < 0)
+            return rc;
+        if (rc == 0)
+            break;
+        if (port->n_stuck >= NETPORT_FRAME_MIN && port->n_stuck <= NETPORT_FRAME_MAX)
+            on_frame(user, port->stuck, port->n_stuck);
+        port->n_stuck = 0;
+    }
+    return n;
+}
+
+void netport_deliver(struct netport *port, const uint8_t *bytes, uint32_t n_bytes)
+{
+    if (port->n_stuck && !deliver_stuck(port)) {
+        port->stats.inbound_failed++;
+        return;
+    }
+    memcpy(port->stuck, bytes, n_bytes);
+    port->n_stuck = n_bytes;
+    (void)deliver_stuck(port); /* or with the next frame */
+}
+
 int netport_discard_inbound(struct netport *port)
 {
     int n = 0;

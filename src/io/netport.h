@@ -80,6 +80,15 @@ int netport_read_guest(struct netport *port, unsigned max, netport_frame_fn *on_
  * go away (the device was removed: -EBADFD). */
 int netport_forward_inbound(struct netport *port) US_MUST_CHECK;
 
+/* Hands frames for the guest to on_frame instead, when the VM has gone to another host. Called and
+ * answering as forward_inbound(). */
+int netport_divert_inbound(struct netport *port, netport_frame_fn *on_frame,
+                           void *user) US_MUST_CHECK;
+
+/* Delivers a frame that came for the guest by another way than the tap. Lost, and counted, when the
+ * hypervisor takes none. */
+void netport_deliver(struct netport *port, const uint8_t *bytes, uint32_t n_bytes);
+
 /* Throws away frames for the guest, as forward_inbound() moves them: at a standby, whose guest must
  * not see frames from before its activation. The same results. */
 int netport_discard_inbound(struct netport *port) US_MUST_CHECK;
