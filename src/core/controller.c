@@ -13,11 +13,17 @@ static bool pipeline_full(const struct controller *c, const struct controller_in
     return in->in_flight >= c->max_in_flight && in->dirty_pages < 2 * c->dirty_limit_pages;
 }
 
+static bool presses(const struct controller *c, const struct controller_input *in)
+{
+    return (in->frames_wait && in->in_flight == 0) || in->disks_press ||
+           in->dirty_pages >= c->dirty_limit_pages;
+}
+
 bool controller_due(const struct controller *c, const struct controller_input *in, uint64_t now)
 {
     if (now < c->last_cut_ns + c->interval_min_ns || pipeline_full(c, in))
         return false;
-    return (in->frames_wait && in->in_flight == 0) || in->dirty_pages >= c->dirty_limit_pages ||
+    return presses(c, in) ||
            now >= c->last_cut_ns + c->interval_max_ns;
 }
 
@@ -28,7 +34,7 @@ uint64_t controller_deadline(const struct controller *c, const struct controller
 
     if (pipeline_full(c, in))
         return UINT64_MAX; /* an acknowledgement or the next look will come */
-    if ((in->frames_wait && in->in_flight == 0) || in->dirty_pages >= c->dirty_limit_pages)
+    if (presses(c, in))
         return max_u64(earliest, now);
     return c->last_cut_ns + c->interval_max_ns;
 }

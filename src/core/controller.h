@@ -9,7 +9,8 @@
  *
  *  - frames wait at the gate and nothing is in flight: at once, so that their delay is that of one
  *    checkpoint (but never sooner than interval_min after the last cut);
- *  - much is dirty: so that neither the pause nor the staging memory grows without bound;
+ *  - much is dirty, or was written to the disks: so that neither the pause nor the memory for it
+ *    grows without bound;
  *  - otherwise after interval_max: an idle VM costs next to nothing.
  *
  * When the guest dirties faster than the link carries, cuts first wait for earlier epochs (the interval
@@ -31,6 +32,7 @@ struct controller_input {
     bool frames_wait;     /* frames of the open epoch are held at the gate */
     unsigned in_flight;   /* epochs cut and not yet acknowledged */
     uint64_t dirty_pages; /* at the last look, a lower bound */
+    bool disks_press;     /* the disks' journal fills up */
 };
 
 /* True when an epoch should be cut now. */
