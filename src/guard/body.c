@@ -27,6 +27,20 @@ static void on_checkpoint(void *user, const struct hyp_state *state, const struc
     b->callbacks->on_checkpoint(b->user, state, timing);
 }
 
+static void on_stopped(void *user)
+{
+    struct body *b = user;
+
+    b->callbacks->on_stopped(b->user);
+}
+
+static void on_guest_flushes(void *user, const uint64_t *flushes)
+{
+    struct body *b = user;
+
+    b->callbacks->on_guest_flushes(b->user, flushes);
+}
+
 static void on_running(void *user)
 {
     struct body *b = user;
@@ -49,6 +63,8 @@ static void on_exit_(void *user, enum hyp_exit how, const char *detail)
 }
 
 static const struct hyp_callbacks forwarders = {
+    .on_stopped = on_stopped,
+    .on_guest_flushes = on_guest_flushes,
     .on_checkpoint = on_checkpoint,
     .on_running = on_running,
     .on_failure = on_failure,
@@ -226,7 +242,11 @@ static int body_start(struct body *b, bool incoming, struct err *err)
     kill_leftover(b);
     if ((r = make_own_dir(b, err)) < 0 || (r = open_ram(b, err)) < 0 ||
         (r = open_ports(b, paths, err)) < 0 ||
-        (r = b->ops->launch(&launch, &b->vm, err)) < 0)
+        (r = disks_open(b->config, &b->spec, b->own_dir, incoming, b->event, &b->disks, err)) < 0)
+        return r;
+    launch.disk_sockets = b->disks ? b->disks->socket_list : NULL;
+    r = b->ops->launch(&launch, &b->vm, err);
+    if (r < 0)
         return r;
     note_pid(b);
     return 0;
@@ -278,6 +298,7 @@ void body_close(struct body *b)
     if (!b)
         return;
     b->ops->close(b->vm);
+    disks_close(b->disks);
     for (i = 0; i < b->spec.n_nics; i++)
         netport_close(b->ports[i]);
     if (b->ram)

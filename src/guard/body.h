@@ -4,12 +4,13 @@
 
 #include <systemd/sd-event.h>
 
+#include "guard/disks.h"
 #include "hyp/hyp.h"
 #include "io/config.h"
 #include "io/netport.h"
 
 /* What a VM consists of on a host, whatever the host's role for it: the RAM file and our view of
- * it, the hypervisor process, the ports of its NICs. A standby that takes over hands its body to
+ * it, the hypervisor process, the ports of its NICs, its disks. A standby that takes over hands its body to
  * the guard that it becomes; nothing is opened or copied in between. */
 struct body {
     sd_event *event;                  /* borrowed */
@@ -23,6 +24,7 @@ struct body {
     uint8_t *ram; /* the guest's memory, shared with the hypervisor; n_pages pages */
     uint64_t n_pages;
     struct netport *ports[VM_NICS_MAX]; /* spec.n_nics of them */
+    struct disks *disks;                /* NULL: the VM has none */
     int lock_fd; /* locked file: one process per VM and host */
 
     /* Of the role in charge; may be changed at any time outside of callbacks. Borrowed. */

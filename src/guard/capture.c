@@ -2,6 +2,7 @@
 #include "guard/internal.h"
 
 #include <assert.h>
+#include <errno.h>
 #include <string.h>
 
 #include "base/fault.h"
@@ -11,8 +12,11 @@
  * copied to the staging memory, the VM goes on. Encoding and sending are the sender's business and
  * cost no pause.
  *
- *   IDLE -> STOPPING -> COPYING -> RESUMING -> IDLE
- *                '----> FROZEN ---^   (isolated and the gate is full: stands still until it can go on)
+ *   IDLE -> STOPPING -> COPYING -> WAITING -> RESUMING -> IDLE
+ *                '----> FROZEN -----^   (isolated and the gate is full: stands still until it can go on)
+ *
+ * WAITING ends at once, unless a flush was answered without a sync and may have been the guest's, or the VM is
+ * being handed over to its standby: then it stays stopped.
  *
  * When the staging memory is full the copy waits for the sender, with the VM stopped: that is how
  * a guest that dirties faster than the link carries is throttled.
@@ -98,9 +102,98 @@ static void order_resume(struct guard *g)
     struct err err;
 
     g->capture.phase = CAPTURE_RESUMING;
+    disks_phase(g->body->disks, DISK_RUNNING);
     if (g->body->ops->resume(g->body->vm, &err) < 0)
         log_error("resume: %s", err.text); /* the hypervisor's end will be reported */
 }
+
+/* The pages are copied: the epoch is completed with its device state. */
+static void close_epoch(struct guard *g)
+{
+    struct capture *c = &g->capture;
+    uint64_t now = clock_now_ns();
+
+    if (!c->epoch_open)
+        return;
+    c->epoch_open = false;
+    c->dirty_pages = 0;
+    if (sender_state(g->sender, c->state.format, c->state.bytes, c->state.n_bytes) < 0)
+        torn(g, "the sender does not take the device state");
+    if (!c->torn)
+        sender_end(g->sender);
+    controller_cut(&g->controller, now);
+    stats_epoch(&g->stats, now, now - c->begun_ns - c->timing.stop_ns, c->n_pages);
+}
+
+/* Lets the VM run, unless there is a reason to wait. */
+static void go_on(struct guard *g)
+{
+    struct capture *c = &g->capture;
+
+    c->phase = CAPTURE_WAITING;
+    if (c->flush != FLUSH_CLEAR)
+        return;
+    if (g->core.handing && g->core.hand_epoch == c->epoch)
+        close_epoch(g); /* the last one here */
+    else
+        order_resume(g);
+}
+
+/* ---- flushes (docs/disks.md, "Flush") ---- */
+
+static int sync_disks(void *user)
+{
+    const struct guard *g = user;
+
+    return disks_sync(g->body->disks);
+}
+
+static void on_synced(void *user, int result)
+{
+    struct guard *g = user;
+
+    g->capture.flush = FLUSH_CLEAR;
+    if (result < 0) {
+        /* The guest was told that it is safe: it must not go on here believing that. */
+        (void)snprintf(g->why_ended, sizeof(g->why_ended), "the disks cannot be synced: %s",
+                       strerror(-result));
+        log_error("%s", g->why_ended);
+        g->body->ops->kill(g->body->vm);
+    } else if (g->capture.phase == CAPTURE_WAITING) {
+        go_on(g);
+    }
+}
+
+static void on_guest_flushes(void *user, const uint64_t *flushes)
+{
+    struct guard *g = user;
+    struct capture *c = &g->capture;
+
+    if (c->flush != FLUSH_ASKING)
+        return;
+    c->flush = FLUSH_CLEAR;
+    if (disks_owe_sync(g->body->disks, flushes)) {
+        c->flush = FLUSH_SYNCING;
+        if (background_run(g->body->disks->background, sync_disks, on_synced, g) < 0)
+            on_synced(g, -ENOMEM);
+    } else if (c->phase == CAPTURE_WAITING) {
+        go_on(g);
+    }
+}
+
+/* The VM stands still: was a flush answered that nobody has looked into? */
+static void check_flushes(struct guard *g)
+{
+    struct err err;
+
+    if (!disks_deferred(g->body->disks))
+        return;
+    g->capture.flush = FLUSH_ASKING;
+    if (g->body->ops->guest_flushes(g->body->vm, &err) < 0)
+        on_guest_flushes(g, NULL);
+}
+
+/* ---- the epoch ---- */
 
 /* All is copied: the epoch's pages are remembered until it is acknowledged. */
 static void remember(struct guard *g)
@@ -145,7 +238,7 @@ static void copy(struct guard *g)
     /* What the guest sent up to here was sent before this checkpoint: it covers it. */
     output_take(g->output);
     gate_cut(&g->gate, c->epoch);
-    order_resume(g);
+    go_on(g);
 }
 
 /* The VM stands still and may be cut: numbers the epoch and starts to fill it. */
@@ -161,7 +254,7 @@ static void open_epoch(struct guard *g, const struct hyp_state *state)
     c->next_page = c->carry_run = c->carry_page = c->n_pages = 0;
     c->current.n = 0;
     c->state = *state; /* its bytes stay until the next checkpoint */
-    if (sender_begin(g->sender, c->epoch, c->term) < 0)
+    if (sender_begin(g->sender, c->epoch, c->term, resync_cut(g, c->epoch, c->term)) < 0)
         torn(g, "the sender does not take the epoch");
     copy(g);
 }
@@ -185,6 +278,7 @@ static void on_checkpoint(void *user, const struct hyp_state *state, const struc
         return;
     c->timing = *timing;
     c->failures = 0;
+    check_flushes(g);
     if (may_cut(g)) {
         fault_point("guard.paused");
         open_epoch(g, state);
@@ -192,29 +286,25 @@ static void on_checkpoint(void *user, const struct hyp_state *state, const struc
         log_warning("isolated, and the output gate is full: the VM is paused");
         c->phase = CAPTURE_FROZEN;
     } else {
-        order_resume(g);
+        go_on(g);
     }
+}
+
+static void on_stopped(void *user)
+{
+    const struct guard *g = user;
+
+    disks_phase(g->body->disks, DISK_STOPPED);
 }
 
 static void on_running(void *user)
 {
     struct guard *g = user;
-    struct capture *c = &g->capture;
-    uint64_t now = clock_now_ns();
 
-    if (c->phase != CAPTURE_RESUMING)
+    if (g->capture.phase != CAPTURE_RESUMING)
         return;
-    c->phase = CAPTURE_IDLE;
-    if (!c->epoch_open)
-        return;
-    c->epoch_open = false;
-    c->dirty_pages = 0;
-    if (sender_state(g->sender, c->state.format, c->state.bytes, c->state.n_bytes) < 0)
-        torn(g, "the sender does not take the device state");
-    if (!c->torn)
-        sender_end(g->sender);
-    controller_cut(&g->controller, now);
-    stats_epoch(&g->stats, now, now - c->begun_ns - c->timing.stop_ns, c->n_pages);
+    g->capture.phase = CAPTURE_IDLE;
+    close_epoch(g);
 }
 
 static void on_failure(void *user, const char *why, bool running)
@@ -224,6 +314,7 @@ static void on_failure(void *user, const char *why, bool running)
 
     log_warning("checkpoint failed: %s", why);
     c->phase = CAPTURE_IDLE;
+    disks_phase(g->body->disks, DISK_RUNNING);
     c->retry_at_ns = clock_now_ns() + 100 * NS_PER_MS;
     if (!running) {
         (void)snprintf(g->why_ended, sizeof(g->why_ended), "the VM does not go on: %s", why);
@@ -246,6 +337,8 @@ static void on_exit_(void *user, enum hyp_exit how, const char *detail)
 }
 
 const struct hyp_callbacks capture_callbacks = {
+    .on_stopped = on_stopped,
+    .on_guest_flushes = on_guest_flushes,
     .on_checkpoint = on_checkpoint,
     .on_running = on_running,
     .on_failure = on_failure,
@@ -262,12 +355,20 @@ void capture_begin(struct guard *g)
     c->begun_ns = clock_now_ns();
     if (c->begun_ns < c->retry_at_ns)
         return;
+    disks_phase(g->body->disks, DISK_STOPPING);
     if (g->body->ops->checkpoint(g->body->vm, &err) < 0) {
+        disks_phase(g->body->disks, DISK_RUNNING);
         c->retry_at_ns = c->begun_ns + 10 * NS_PER_MS; /* the last one is being cleared away */
         log_debug("checkpoint: %s", err.text);
         return;
     }
     c->phase = CAPTURE_STOPPING;
+}
+
+void capture_release(struct guard *g)
+{
+    if (g->capture.phase == CAPTURE_WAITING)
+        go_on(g);
 }
 
 void capture_continue(struct guard *g)
@@ -277,7 +378,7 @@ void capture_continue(struct guard *g)
     if (c->phase == CAPTURE_COPYING)
         copy(g);
     else if (c->phase == CAPTURE_FROZEN && !must_freeze(g))
-        order_resume(g);
+        go_on(g);
     else if (c->phase == CAPTURE_IDLE && must_freeze(g))
         capture_begin(g);
 }
@@ -310,6 +411,7 @@ void capture_rebase(struct guard *g)
     }
     c->n_in_flight = 0;
     c->fate = EPOCH_REBASED;
+    resync_rebase(g);
 }
 
 void capture_forget(struct guard *g)
@@ -317,6 +419,7 @@ void capture_forget(struct guard *g)
     g->capture.n_in_flight = 0;
     g->capture.carry.n = 0;
     g->capture.fate = EPOCH_FORGOTTEN;
+    resync_end(g);
 }
 
 void capture_free(struct guard *g)

@@ -32,6 +32,8 @@ static int on_finish(sd_event_source *source, void *user)
 
     if (g->stop_request)
         control_reply(take_ptr(g->stop_request), NULL);
+    if (g->switch_request && g->core.state == PRIMARY_LOST && g->core.record.owner[0])
+        control_reply(take_ptr(g->switch_request), NULL);
     return sd_event_exit(g->event, g->core.state == PRIMARY_LOST ? GUARD_LOST : GUARD_STOPPED);
 }
 
@@ -59,6 +61,8 @@ static void run_vm(struct guard *g)
 
     g->capture.phase = CAPTURE_RESUMING;
     g->capture.epoch_open = false;
+    if (g->body->disks)
+        disks_start(g->body->disks);
     if (g->body->ops->resume(g->body->vm, &err) < 0) {
         log_error("start: %s", err.text);
         guard_simple_event(g, PEV_VM_DIED);
@@ -83,6 +87,44 @@ static void refuse_start(struct guard *g, const char *why)
     g->on_started(g->user, text);
 }
 
+/* The disks here are the VM's, and since when. False: the VM must not run. */
+static bool copy_record(struct guard *g, uint64_t term, bool wait)
+{
+    struct copy_record record = {.role = COPY_PRIMARY, .term = term};
+    struct err err;
+
+    if (!wait) {
+        disks_record_soon(g->body->disks, &record);
+    } else if (disks_record(g->body->disks, &record, &err) < 0) {
+        log_error("%s", err.text);
+        (void)snprintf(g->why_ended, sizeof(g->why_ended), "%s", err.text);
+        return false;
+    }
+    return true;
+}
+
+/* A frame for the guest that came too late here. */
+static void on_late_frame(void *user, uint8_t nic, const uint8_t *bytes, uint32_t n_bytes)
+{
+    struct guard *g = user;
+    struct wire_msg msg = {.type = WIRE_FRAMES};
+
+    msg.u.frames = (struct wire_frames){.nic = nic, .n_bytes = n_bytes, .bytes = bytes};
+    if (g->link.control && n_bytes <= WIRE_FRAME_BYTES_MAX)
+        channel_send(g->link.control, &msg);
+}
+
+/* The VM stands still at the last acknowledged epoch: the standby may have it. */
+static void say_bye(struct guard *g, uint16_t reason)
+{
+    struct wire_msg msg = {.type = WIRE_BYE, .u.bye.reason = reason};
+
+    if (!g->link.control)
+        return;
+    channel_send(g->link.control, &msg);
+    output_inbound(g->output, INBOUND_DIVERT, on_late_frame, g);
+}
+
 static void trace(struct guard *g, const struct action *a)
 {
     log_info("%s -> %s: %s (term %llu, epoch %llu)%s%s", a->u.trace.from, a->u.trace.to,
@@ -94,7 +136,8 @@ static void trace(struct guard *g, const struct action *a)
         g->stats.protected_since = 0;
 }
 
-static void act(struct guard *g, struct action *a)
+/* Carries one out. False: it could not be, and what depends on it must not be either. */
+static bool act(struct guard *g, struct action *a)
 {
     switch (a->type) {
     case ACT_ARB_ASK:
@@ -109,6 +152,18 @@ static void act(struct guard *g, struct action *a)
         break;
     case ACT_VM_RUN:
         run_vm(g);
+        break;
+    case ACT_COPY_RECORD:
+        return !g->body->disks || copy_record(g, a->u.copy.term, a->u.copy.wait);
+    case ACT_HAND_OVER: /* with the next cut */
+        output_inbound(g->output, INBOUND_KEEP, NULL, NULL);
+        break;
+    case ACT_SAY_BYE:
+        say_bye(g, a->u.bye);
+        break;
+    case ACT_VM_RESUME:
+        output_inbound(g->output, INBOUND_DELIVER, NULL, NULL);
+        capture_release(g);
         break;
     case ACT_START_REFUSED:
         refuse_start(g, a->u.why);
@@ -138,22 +193,34 @@ static void act(struct guard *g, struct action *a)
         fault_point("guard.acked");
         g->gate.committed = a->u.epoch;
         capture_committed(g, a->u.epoch);
+        resync_committed(g, a->u.epoch);
         output_flush(g->output);
         seed_continue(g);
         break;
     default: /* the standby's */
         break;
     }
+    return true;
+}
+
+static void act_all(struct guard *g, struct actions *out)
+{
+    unsigned i;
+
+    for (i = 0; i < out->n; i++) {
+        if (!act(g, &out->a[i])) {
+            guard_simple_event(g, PEV_VM_DIED);
+            return;
+        }
+    }
 }
 
 void guard_event(struct guard *g, const struct primary_event *ev)
 {
     struct actions out = {.n = 0};
-    unsigned i;
 
     primary_step(&g->core, ev, clock_now_ns(), &out);
-    for (i = 0; i < out.n; i++)
-        act(g, &out.a[i]);
+    act_all(g, &out);
 }
 
 void guard_simple_event(struct guard *g, enum primary_event_type type)
@@ -165,12 +232,13 @@ void guard_simple_event(struct guard *g, enum primary_event_type type)
 
 /* ---- the loop ---- */
 
-static void controller_input(const struct guard *g, struct controller_input *ret_in)
+static void controller_input(struct guard *g, struct controller_input *ret_in)
 {
     *ret_in = (struct controller_input){
         .frames_wait = output_waits(g->output),
         .in_flight = g->capture.n_in_flight,
         .dirty_pages = g->capture.dirty_pages,
+        .disks_press = resync_presses(g),
     };
 }
 
@@ -197,7 +265,8 @@ static uint64_t cut_if_due(struct guard *g, uint64_t now)
     if (now >= controller_probe_at(&g->controller))
         probe(g, now);
     controller_input(g, &in);
-    if (g->core.arm_epoch == 0 || controller_due(&g->controller, &in, now)) {
+    if (g->core.arm_epoch == 0 || g->core.state == PRIMARY_HANDING ||
+        controller_due(&g->controller, &in, now)) {
         capture_begin(g);
         return g->capture.retry_at_ns > now ? g->capture.retry_at_ns : CORE_NEVER;
     }
@@ -218,6 +287,7 @@ static void settle(struct guard *g)
         link_drop(g, 0);
         guard_simple_event(g, PEV_LINK_FAILED);
     }
+    status_answer_switchover(g);
     capture_continue(g);
     now = clock_now_ns();
     cut_at = cut_if_due(g, now);
@@ -318,6 +388,9 @@ static int setup_pipeline(struct guard *g, struct err *err)
     r = sender_new(g->pool, IN_FLIGHT_MAX + SEEDS_IN_FLIGHT, g->sender_notify, &g->sender);
     if (r < 0)
         return err_sys(err, r, "sender");
+    r = resync_setup(g, err);
+    if (r < 0)
+        return r;
     r = arbiter_client_new(g->event, g->config->witness, g->config->name, g->body->spec.name,
                            ARBITER_TIMEOUT_MS * NS_PER_MS, on_arbiter_answer, g, &g->arbiter);
     if (r < 0)
@@ -349,13 +422,16 @@ static void protect_by(struct guard *g, const char *host)
 
 static void begin(struct guard *g, const struct guard_params *params)
 {
-    struct start_order order = {.seize = params->seize};
+    struct start_order order = {.seize = params->seize, .recover = params->recover};
     struct core_timing timing;
     struct actions out = {.n = 0};
-    unsigned i;
 
     setup_timing(g->config, &timing);
     setup_controller(g);
+    if (g->body->disks) {
+        order.has_disks = true;
+        order.copy = g->body->disks->record;
+    }
     g->stats.started_ns = clock_now_ns();
     if (params->takeover) {
         g->takeover = *params->takeover;
@@ -367,8 +443,7 @@ static void begin(struct guard *g, const struct guard_params *params)
                            &order, clock_now_ns(), &out);
     }
     gate_init(&g->gate, g->core.next_epoch);
-    for (i = 0; i < out.n; i++)
-        act(g, &out.a[i]);
+    act_all(g, &out);
     if (params->takeover)
         protect_by(g, g->takeover.from);
     arbiter_client_warm(g->arbiter);
@@ -408,6 +483,8 @@ void guard_free(struct guard *g)
         return;
     if (g->stop_request)
         control_fail(g->stop_request, "the guard ended");
+    if (g->switch_request)
+        control_fail(g->switch_request, "%s", g->why_ended[0] ? g->why_ended : "the guard ended");
     if (g->sender)
         link_drop(g, 0);
     sd_event_source_disable_unref(g->seed.source);
@@ -415,6 +492,7 @@ void guard_free(struct guard *g)
     sd_event_source_disable_unref(g->post);
     sd_event_source_disable_unref(g->timer);
     sd_event_source_disable_unref(g->sender_source);
+    resync_free(g);
     output_close(g->output);
     arbiter_client_close(g->arbiter);
     sender_close(g->sender);

@@ -9,12 +9,14 @@
 #include "core/primary.h"
 #include "guard/guard.h"
 #include "guard/output.h"
+#include "guard/resync.h"
 #include "guard/run_list.h"
 #include "guard/sender.h"
 #include "guard/stats.h"
 #include "io/arbiter_client.h"
 #include "io/channel.h"
 #include "io/clock.h"
+#include "io/control.h"
 #include "io/stage.h"
 
 enum {
@@ -42,6 +44,7 @@ enum capture_phase {
     CAPTURE_STOPPING, /* checkpoint ordered */
     CAPTURE_FROZEN,   /* stopped and kept so: isolated, and the gate is full */
     CAPTURE_COPYING,  /* stopped; dirty pages on their way to the staging memory */
+    CAPTURE_WAITING,  /* all is copied; a flush is being looked into, or the VM is to stay stopped */
     CAPTURE_RESUMING, /* resume ordered */
 };
 
@@ -52,8 +55,16 @@ enum epoch_fate {
     EPOCH_FORGOTTEN, /* the session is over */
 };
 
+/* A flush that was answered without a sync: may it have been the guest's (docs/disks.md, "Flush")? */
+enum flush_check {
+    FLUSH_CLEAR = 0, /* nothing to wait for */
+    FLUSH_ASKING,    /* the hypervisor is asked for its guest's flushes */
+    FLUSH_SYNCING,   /* it may: the images are being synced */
+};
+
 struct capture {
     enum capture_phase phase;
+    enum flush_check flush;
     enum epoch_fate fate;
     bool torn; /* the epoch must not be completed */
     struct run_list current; /* the pages of the epoch that is being copied */
@@ -106,7 +117,7 @@ struct link {
     struct told told;
     sd_event_source *deadline;  /* while connecting */
     sd_event_source *heartbeat; /* while up */
-    char why[256];              /* the last failure, for status */
+    char why[WIRE_TEXT_BYTES];  /* the last failure, for status */
 };
 
 struct guard {
@@ -124,15 +135,17 @@ struct guard {
     struct arbiter_client *arbiter;
     struct capture capture;
     struct seed seed;
+    struct resync resync;
     struct link link;
     struct stats stats;
     sd_event_source *timer, *post;
     void (*on_started)(void *user, const char *refused);
     void *user;
-    struct control_request *stop_request; /* answered at the end */
+    struct control_request *stop_request;   /* answered at the end */
+    struct control_request *switch_request; /* answered when it is decided */
     sd_event_source *finish;              /* deferred end */
     struct takeover takeover; /* epoch 0: this host started the VM itself */
-    char why_ended[256];
+    char why_ended[WIRE_TEXT_BYTES];
 };
 
 /* guard.c */
@@ -144,6 +157,8 @@ extern const struct hyp_callbacks capture_callbacks;
 void capture_begin(struct guard *g);
 /* Goes on where it waited for staging memory, or thaws a frozen VM when that has become possible. */
 void capture_continue(struct guard *g);
+/* The VM is not handed over after all: lets it run. */
+void capture_release(struct guard *g);
 void capture_committed(struct guard *g, uint64_t epoch);
 /* The link resumed: what is unacknowledged goes into the next epoch. */
 void capture_rebase(struct guard *g);
@@ -156,6 +171,32 @@ void seed_begin(struct guard *g);
 void seed_stop(struct guard *g);
 /* Goes on after staging memory or acknowledgements came. */
 void seed_continue(struct guard *g);
+/* Another seeding epoch may be in flight. */
+bool seed_may_cut(const struct guard *g);
+
+/* resync.c */
+/* Opens what a VM with disks needs. */
+int resync_setup(struct guard *g, struct err *err) US_MUST_CHECK;
+void resync_free(struct guard *g);
+/* A new session is being made: forgets what an earlier standby told. */
+void resync_connect(struct guard *g);
+/* Seeding begins: brings the standby's copies up to date, beginning with what link.ready says of them. */
+void resync_begin(struct guard *g);
+/* One step. True when all copies are equal and verified, and memory may follow. */
+bool resync_step(struct guard *g);
+/* An epoch is cut: returns its records for the sender, or NULL. */
+const struct disk_log *resync_cut(struct guard *g, uint64_t epoch, uint64_t term);
+/* The standby has the epochs up to this one; ... on stable storage. */
+void resync_committed(struct guard *g, uint64_t epoch);
+void resync_durable(struct guard *g, uint64_t epoch);
+void resync_ranges(struct guard *g, const struct wire_disk_ranges *ranges);
+void resync_rebase(struct guard *g);
+/* The session is over for good, and the sender has let go of the link. */
+void resync_end(struct guard *g);
+/* The journal wants a cut. */
+bool resync_presses(struct guard *g);
+json_t *resync_status(struct guard *g);
+void resync_request_verify(struct guard *g, struct control_request *req);
 
 /* link.c */
 void link_connect(struct guard *g, bool resume);
@@ -168,7 +209,9 @@ void link_broken(struct guard *g, const char *why);
 void addresses_tell(struct guard *g);
 
 /* status.c */
-json_t *status_json(const struct guard *g);
+json_t *status_json(struct guard *g);
+/* Tells who ordered a switchover that it came to nothing. */
+void status_answer_switchover(struct guard *g);
 void status_write_ended(const struct guard *g, const char *reason);
 
 #endif

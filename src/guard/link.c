@@ -181,6 +181,22 @@ static void on_ready(struct guard *g, const struct wire_msg *msg)
         link_broken(g, err.text);
 }
 
+static void on_ack(struct guard *g, const struct wire_msg *msg)
+{
+    struct primary_event ev = {.type = PEV_ACK};
+    struct sender_report sent;
+
+    sender_report_get(g->sender, &sent);
+    if (msg->epoch > sent.encoded_epoch) {
+        link_broken(g, "the standby acknowledges what it was not sent");
+        return;
+    }
+    resync_durable(g, msg->u.ack.durable);
+    ev.u.ack.epoch = msg->epoch;
+    ev.u.ack.term = msg->u.ack.term;
+    guard_event(g, &ev);
+}
+
 static void on_control_message(void *user, const struct wire_msg *msg)
 {
     struct guard *g = user;
@@ -195,13 +211,16 @@ static void on_control_message(void *user, const struct wire_msg *msg)
         break;
     case WIRE_REFUSE:
         log_warning("%s refuses: %s", g->core.peer, msg->u.refuse.text);
-        link_broken(g, msg->u.refuse.text);
+        if (g->link.up) /* its bye follows */
+            (void)snprintf(g->link.why, sizeof(g->link.why), "%s", msg->u.refuse.text);
+        else
+            link_broken(g, msg->u.refuse.text);
         break;
     case WIRE_ACK:
-        ev.type = PEV_ACK;
-        ev.u.ack.epoch = msg->epoch;
-        ev.u.ack.term = msg->u.ack.term;
-        guard_event(g, &ev);
+        on_ack(g, msg);
+        break;
+    case WIRE_DISK_RANGES:
+        resync_ranges(g, &msg->u.disk_ranges);
         break;
     case WIRE_BYE:
         ev.type = PEV_PEER_BYE;
@@ -242,6 +261,7 @@ void link_connect(struct guard *g, bool resume)
     }
     if (!resume) {
         l->poisoned = false;
+        resync_connect(g);
         if (getrandom(l->session, sizeof(l->session), 0) != (ssize_t)sizeof(l->session)) {
             link_broken(g, "no random numbers");
             return;

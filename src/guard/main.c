@@ -175,6 +175,7 @@ static void record_takeover(struct process *p)
     (void)snprintf(spec->protect.standby, sizeof(spec->protect.standby), "%s", p->takeover.from);
     if (record_write(&p->config, spec, &err) < 0)
         log_error("its record is not kept: %s", err.text);
+    record_remove_standby(&p->config, spec->name);
 }
 
 /* The standby has become the owner of a running VM: the same process goes on as its guard. */
@@ -213,6 +214,14 @@ static void on_takeover(void *user, const struct takeover *takeover)
     (void)sd_event_source_set_priority(p->switch_source, SD_EVENT_PRIORITY_IMPORTANT);
 }
 
+static int on_complete(void *user, const struct vm_spec *spec, const char *primary,
+                       struct err *err)
+{
+    const struct process *p = user;
+
+    return record_write_standby(&p->config, spec, primary, err);
+}
+
 static int start_standby(struct process *p, struct err *err)
 {
     struct standby_params params = {
@@ -223,6 +232,7 @@ static int start_standby(struct process *p, struct err *err)
         .conn_fd = p->options.conn_fd,
         .preflight = run_preflight_standby,
         .on_takeover = on_takeover,
+        .on_complete = on_complete,
         .user = p,
     };
     int r;

@@ -29,6 +29,9 @@ struct output {
     uint64_t newest_stamp; /* of the frame pushed last */
     uint64_t released, dropped;
     bool full;
+    enum output_inbound inbound;
+    output_frame_fn *on_inbound;
+    void *inbound_user;
     struct port_watch watch[VM_NICS_MAX];
     sd_event_source *announce_timer;
     unsigned announced;
@@ -42,11 +45,16 @@ static void update_watches(struct output *o)
     for (i = 0; i < o->body->spec.n_nics; i++) {
         const struct netport *port = o->body->ports[i];
         uint32_t guest = (uint32_t)netport_guest_events(port);
+        uint32_t tap = (uint32_t)netport_tap_events(port);
 
         if (o->full)
             guest &= ~(uint32_t)EPOLLIN;
+        if (o->inbound == INBOUND_KEEP)
+            tap &= ~(uint32_t)EPOLLIN;
+        if (o->inbound != INBOUND_DELIVER)
+            guest &= ~(uint32_t)EPOLLOUT;
         (void)sd_event_source_set_io_events(o->watch[i].guest, guest);
-        (void)sd_event_source_set_io_events(o->watch[i].tap, (uint32_t)netport_tap_events(port));
+        (void)sd_event_source_set_io_events(o->watch[i].tap, tap);
     }
 }
 
@@ -129,9 +137,23 @@ void output_drop(struct output *o)
     update_watches(o);
 }
 
+static void on_diverted(void *user, const uint8_t *bytes, uint32_t n_bytes)
+{
+    const struct port_watch *w = user;
+
+    w->output->on_inbound(w->output->inbound_user, w->nic, bytes, n_bytes);
+}
+
 static void forward_inbound(struct port_watch *w)
 {
-    if (netport_forward_inbound(w->output->body->ports[w->nic]) < 0) {
+    struct netport *port = w->output->body->ports[w->nic];
+    int n = 0;
+
+    if (w->output->inbound == INBOUND_DELIVER)
+        n = netport_forward_inbound(port);
+    else if (w->output->inbound == INBOUND_DIVERT)
+        n = netport_divert_inbound(port, on_diverted, w);
+    if (n < 0) {
         log_error("nics[%u]: the tap device is gone", w->nic);
         (void)sd_event_source_set_enabled(w->tap, SD_EVENT_OFF);
     }
@@ -158,6 +180,15 @@ static int on_tap(sd_event_source *source, int fd, uint32_t events, void *user)
         forward_inbound(w);
     output_flush(w->output);
     return 0;
+}
+
+void output_inbound(struct output *o, enum output_inbound what, output_frame_fn *on_frame,
+                    void *user)
+{
+    o->inbound = what;
+    o->on_inbound = on_frame;
+    o->inbound_user = user;
+    update_watches(o);
 }
 
 static int on_announce(sd_event_source *source, uint64_t usec, void *user)

@@ -41,6 +41,19 @@ bool output_full(const struct output *o);
 /* Drops everything held and ends announcements: the VM is not ours any more. */
 void output_drop(struct output *o);
 
+/* What becomes of frames for the guest. */
+enum output_inbound {
+    INBOUND_DELIVER = 0, /* the guest gets them */
+    INBOUND_KEEP,        /* they wait in the taps: the VM is about to go */
+    INBOUND_DIVERT,      /* on_frame gets them: the VM has gone */
+};
+
+typedef void output_frame_fn(void *user, uint8_t nic, const uint8_t *bytes, uint32_t n_bytes);
+
+/* on_frame: for INBOUND_DIVERT; not called from inside. */
+void output_inbound(struct output *o, enum output_inbound what, output_frame_fn *on_frame,
+                    void *user);
+
 /* Tells the network where the VM is now, several times over the next second. */
 void output_announce(struct output *o);
 

@@ -8,7 +8,7 @@
 #include "base/fault.h"
 #include "io/log.h"
 
-/* Seeding: the first full copy, made while the VM runs. Round 0 sends every page that the RAM file
+/* Seeding: the first full copy, made while the VM runs. First the disks (resync.c), then memory: round 0 sends every page that the RAM file
  * holds (holes are zero on both sides), later rounds what was written meanwhile, until so little is
  * left that a checkpoint's pause can take it. A page that is written while it is copied is dirty
  * and comes again, so nothing torn survives. Seeding epochs carry no term: nobody can activate
@@ -23,6 +23,11 @@ enum {
     ROUNDS_MAX = 8,       /* then the guest is simply fast */
     LITTLE_PAGES = 1024,  /* dirty: seeding is done */
 };
+
+bool seed_may_cut(const struct guard *g)
+{
+    return g->seed.last_epoch - g->core.committed < SEEDS_IN_FLIGHT;
+}
 
 /* The next run of pages to copy, at most `room` long. False at the end of the round. */
 static bool next_run(struct guard *g, uint64_t room, struct page_run *ret_run)
@@ -110,13 +115,13 @@ static bool need_epoch(struct guard *g)
 
     if (s->epoch_open)
         return true;
-    if (s->last_epoch - g->core.committed >= SEEDS_IN_FLIGHT)
+    if (!seed_may_cut(g))
         return false;
     s->last_epoch = primary_cut(&g->core, &term);
     gate_cut(&g->gate, s->last_epoch);
     s->epoch_open = true;
     s->epoch_pages = 0;
-    if (sender_begin(g->sender, s->last_epoch, term) < 0)
+    if (sender_begin(g->sender, s->last_epoch, term, resync_cut(g, s->last_epoch, term)) < 0)
         link_broken(g, "the sender does not take the epoch");
     return true;
 }
@@ -127,6 +132,8 @@ static bool step(struct guard *g)
     struct seed *s = &g->seed;
     unsigned i;
 
+    if (!resync_step(g))
+        return false;
     if (s->next_page >= g->body->n_pages) {
         end_epoch(g);
         if (g->core.committed < s->last_epoch)
@@ -208,6 +215,7 @@ void seed_begin(struct guard *g)
     s->epoch_open = false;
     s->last_epoch = g->core.committed;
     s->total_pages = g->body->n_pages;
+    resync_begin(g);
     seed_continue(g);
 }
 

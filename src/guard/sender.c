@@ -15,7 +15,7 @@
 #include "wire/page.h"
 
 /* Theory of operation. The guard's main thread appends to a ring of jobs, one job per epoch; the
- * sender's thread takes the front job apart in steps: begin, each chunk, state, end, each of which
+ * sender's thread takes the front job apart in steps: begin, each chunk, disk records, state, end, each of which
  * becomes messages at the end of the output buffer. The buffer is written when it is well filled,
  * when there is nothing else to do, and at the end of an epoch; so a small epoch is one write, and
  * a large one is on its way while the guard still copies pages.
@@ -33,11 +33,16 @@ enum {
 
 static_assert((int)STAGE_CHUNK_PAGES <= (int)WIRE_PAGES_PER_MSG, "a chunk fits one message");
 static_assert((int)WIRE_STATE_PER_MSG <= (int)SCRATCH_BYTES, "and so does a piece of state");
+static_assert((int)WIRE_DISK_PIECE_BYTES <= (int)SCRATCH_BYTES, "and so do disk records");
+static_assert((int)DISK_DATA_MAX <= (int)WIRE_DISK_PIECE_BYTES, "a record is one piece");
 
 struct job {
     uint64_t epoch, pair_term;
     struct stage_chunk *chunks; /* oldest first */
     struct stage_chunk **chunks_end;
+    const struct disk_log *disk; /* borrowed; NULL = none */
+    struct disk_cursor disk_at;
+    bool disk_done;
     char format[WIRE_FORMAT_BYTES];
     uint8_t *state;
     uint64_t n_state, state_room; /* bytes used and allocated */
@@ -45,7 +50,7 @@ struct job {
     bool begun, state_taken;      /* set by the thread when it starts on them */
 };
 
-enum step_kind { STEP_NONE, STEP_BEGIN, STEP_CHUNK, STEP_STATE, STEP_END, STEP_FLUSH };
+enum step_kind { STEP_NONE, STEP_BEGIN, STEP_CHUNK, STEP_DISK, STEP_STATE, STEP_END, STEP_FLUSH };
 
 struct step {
     enum step_kind kind;
@@ -73,7 +78,7 @@ struct sender {
     size_t n_out;
     struct page_encoder *encoder;
     struct epoch_digest *digest;
-    uint64_t n_pages; /* of the epoch in work */
+    uint64_t n_pages, n_disk_pieces; /* of the epoch in work */
     struct wire_msg msg;
 };
 
@@ -128,8 +133,11 @@ static int put_msg(struct sender *s, uint16_t type, uint64_t epoch, uint64_t *wi
 static int put_begin(struct sender *s, const struct job *job, uint64_t *wire_bytes)
 {
     epoch_digest_reset(s->digest);
-    s->n_pages = 0;
-    s->msg.u.epoch_begin = (struct wire_epoch_begin){.pair_term = job->pair_term};
+    s->n_pages = s->n_disk_pieces = 0;
+    s->msg.u.epoch_begin = (struct wire_epoch_begin){
+        .pair_term = job->pair_term,
+        .flushed = job->disk && job->disk->flushed,
+    };
     return put_msg(s, WIRE_EPOCH_BEGIN, job->epoch, wire_bytes);
 }
 
@@ -148,6 +156,47 @@ static int put_chunk(struct sender *s, const struct job *job, const struct stage
     pages->n = chunk->n_pages;
     s->n_pages += chunk->n_pages;
     return pages->n ? put_msg(s, WIRE_PAGES, job->epoch, wire_bytes) : 0;
+}
+
+/* One message's worth of the disks' records. */
+static int put_disk(struct sender *s, struct job *job, uint64_t *wire_bytes)
+{
+    struct wire_disk *disk = &s->msg.u.disk;
+    struct disk_record rec;
+    const uint8_t *data;
+    size_t used = 0;
+
+    for (disk->n = 0; disk->n < WIRE_DISK_PIECES_PER_MSG;) {
+        struct wire_disk_piece *piece = &disk->piece[disk->n];
+        struct disk_cursor at = job->disk_at;
+
+        if (!disk_log_next(job->disk, &at, &rec, &data)) {
+            job->disk_done = true;
+            break;
+        }
+        if (used + rec.n_data > WIRE_DISK_PIECE_BYTES)
+            break;
+        *piece = (struct wire_disk_piece){
+            .disk = rec.disk,
+            .kind = rec.kind,
+            .flags = rec.flags,
+            .offset = rec.offset,
+            .n_range = rec.n_bytes,
+        };
+        if (rec.kind == DISK_WRITE) {
+            disk_piece_encode(data, rec.n_data, s->scratch + used, piece);
+        } else if (rec.n_data) {
+            piece->encoding = WIRE_ENC_RAW;
+            piece->bytes = data;
+            piece->n_bytes = rec.n_data;
+        }
+        epoch_digest_disk(s->digest, piece, data, rec.n_data);
+        used += rec.n_data;
+        job->disk_at = at;
+        disk->n++;
+    }
+    s->n_disk_pieces += disk->n;
+    return disk->n ? put_msg(s, WIRE_DISK, job->epoch, wire_bytes) : 0;
 }
 
 static int put_state(struct sender *s, const struct job *job, uint64_t *wire_bytes)
@@ -175,6 +224,7 @@ static int put_end(struct sender *s, const struct job *job, uint64_t *wire_bytes
     int rc;
 
     *end = (struct wire_epoch_end){.n_pages = s->n_pages,
+                                   .n_disk_pieces = s->n_disk_pieces,
                                    .n_state_bytes = job->state_ready ? job->n_state : 0};
     epoch_digest_get(s->digest, end->digest);
     rc = put_msg(s, WIRE_EPOCH_END, job->epoch, wire_bytes);
@@ -189,6 +239,8 @@ static int do_step(struct sender *s, const struct step *step, uint64_t *wire_byt
     case STEP_CHUNK:
         fault_point("guard.sending");
         return put_chunk(s, step->job, step->chunk, wire_bytes);
+    case STEP_DISK:
+        return put_disk(s, step->job, wire_bytes);
     case STEP_STATE:
         return put_state(s, step->job, wire_bytes);
     case STEP_END:
@@ -220,11 +272,14 @@ static struct step next_step(struct sender *s)
         if (!job->chunks)
             job->chunks_end = &job->chunks;
         step.chunk->next = NULL;
+    } else if (job && !job->disk_done && (job->state_ready || job->ended)) {
+        step.kind = STEP_DISK; /* no chunk will come any more */
     } else if (job && job->state_ready && !job->state_taken) {
         job->state_taken = true;
         step.kind = STEP_STATE;
     } else if (job && job->ended) {
         step.kind = STEP_END;
+        s->report.encoded_epoch = job->epoch;
     } else if (s->n_out) {
         step.kind = STEP_FLUSH;
     }
@@ -284,7 +339,7 @@ static void *sender_thread(void *arg)
 
 /* The main thread's half. */
 
-int sender_begin(struct sender *s, uint64_t epoch, uint64_t pair_term)
+int sender_begin(struct sender *s, uint64_t epoch, uint64_t pair_term, const struct disk_log *disk)
 {
     int rc = 0;
 
@@ -297,6 +352,8 @@ int sender_begin(struct sender *s, uint64_t epoch, uint64_t pair_term)
         *job = (struct job){.epoch = epoch,
                             .pair_term = pair_term,
                             .chunks_end = &job->chunks,
+                            .disk = disk,
+                            .disk_done = !disk,
                             .state = job->state,
                             .state_room = job->state_room};
         s->feeding = true;
@@ -376,7 +433,7 @@ int sender_attach(struct sender *s, struct transport *t)
     pthread_mutex_lock(&s->lock);
     s->transport = t;
     s->n_out = 0;
-    s->report.sent_epoch = 0;
+    s->report.sent_epoch = s->report.encoded_epoch = 0;
     s->report.error = 0;
     s->active = true;
     pthread_mutex_unlock(&s->lock);

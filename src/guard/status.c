@@ -7,6 +7,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "io/log.h"
 #include "wire/msg.h"
 
@@ -24,6 +25,9 @@ static void reason(const struct guard *g, char *text, size_t n)
         if (p->wanted[0])
             (void)snprintf(text, n, "%s: %s", p->wanted,
                            g->link.why[0] ? g->link.why : "not connected yet");
+        break;
+    case PRIMARY_HANDING:
+        (void)snprintf(text, n, "is being handed over to %s", p->peer);
         break;
     case PRIMARY_SEEDING:
     case PRIMARY_ARMING:
@@ -76,11 +80,11 @@ static json_t *figures(const struct guard *g)
         (json_int_t)g->stats.protected_since);
 }
 
-json_t *status_json(const struct guard *g)
+json_t *status_json(struct guard *g)
 {
     const struct primary *p = &g->core;
     const struct vm_spec *spec = &g->body->spec;
-    char why[400];
+    char why[WIRE_TEXT_BYTES + 100];
     json_t *status;
 
     reason(g, why, sizeof(why));
@@ -104,6 +108,8 @@ json_t *status_json(const struct guard *g)
                               g->takeover.decided_ms, "won_unix_ms", g->takeover.won_ms,
                               "running_unix_ms", g->takeover.running_ms, "epoch",
                               (json_int_t)g->takeover.epoch));
+    if (g->body->disks)
+        add(status, resync_status(g));
     return status;
 }
 
@@ -168,6 +174,30 @@ static void request_adopt(struct guard *g, struct control_request *req)
                  primary_state_name(g->core.state), (unsigned long long)g->core.record.term);
 }
 
+static void request_switchover(struct guard *g, struct control_request *req)
+{
+    const struct primary *p = &g->core;
+
+    if (p->state != PRIMARY_PROTECTED || !g->link.up) {
+        control_fail(req, "%s: is %s: only a protected VM can be switched over",
+                     g->body->spec.name, primary_state_name(p->state));
+    } else if (g->takeover.applier) {
+        control_fail(req, "%s: the disks are still being taken over; try again", g->body->spec.name);
+    } else {
+        g->switch_request = req;
+        guard_simple_event(g, PEV_SWITCHOVER);
+    }
+}
+
+void status_answer_switchover(struct guard *g)
+{
+    enum primary_state state = g->core.state;
+
+    if (g->switch_request && (state == PRIMARY_SOLO || state == PRIMARY_STOPPING))
+        control_fail(take_ptr(g->switch_request), "%s: it stays here: %s did not take it over%s%s",
+                     g->body->spec.name, g->core.peer, g->link.why[0] ? ": " : "", g->link.why);
+}
+
 void guard_request(struct guard *g, struct control_request *req)
 {
     const char *command = control_command(req);
@@ -183,6 +213,10 @@ void guard_request(struct guard *g, struct control_request *req)
         request_stop(g, req);
     } else if (strcmp(command, "adopt") == 0) {
         request_adopt(g, req);
+    } else if (strcmp(command, "switchover") == 0) {
+        request_switchover(g, req);
+    } else if (strcmp(command, "verify") == 0) {
+        resync_request_verify(g, req);
     } else if (strcmp(command, "failover") == 0) {
         control_fail(req, "%s: this host runs it; order a failover on its standby%s%s",
                      g->body->spec.name, g->core.peer[0] ? ", " : "", g->core.peer);

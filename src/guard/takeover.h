@@ -4,6 +4,7 @@
 
 #include <stdint.h>
 
+#include "disk/applier.h"
 #include "guard/body.h"
 #include "wire/msg.h"
 
@@ -11,6 +12,7 @@
  * milliseconds, for the time-line that people want to see afterwards. */
 struct takeover {
     struct body *body;        /* its VM runs; owned by whoever holds the struct */
+    struct applier *applier;  /* finishing; NULL without disks; owned likewise */
     struct arb_record record; /* as swapped */
     char from[WIRE_NAME_BYTES]; /* the host that had it; to be its standby when it is back */
     uint64_t epoch;           /* the newest one in the body */

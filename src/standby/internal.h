@@ -5,12 +5,14 @@
 /* The standby's parts; private to src/standby.
  *   standby.c  the loop: events in, actions out, taking over, the end
  *   session.c  connections from the primary
+ *   disks.c    the copies of the VM's disks
  *   orders.c   what an operator asks and orders */
 
 #include "core/standby.h"
 #include "io/arbiter_client.h"
 #include "io/channel.h"
 #include "io/clock.h"
+#include "io/frame_queue.h"
 #include "standby/receiver.h"
 #include "standby/standby.h"
 
@@ -21,6 +23,8 @@ struct standby_shell {
     char vm[VM_NAME_MAX];
     int (*preflight)(struct vm_spec *spec, const struct host_config *config, struct err *err);
     void (*on_takeover)(void *user, const struct takeover *takeover);
+    int (*on_complete)(void *user, const struct vm_spec *spec, const char *primary,
+                       struct err *err);
     void *user;
 
     bool serving; /* the offer was accepted: core, body, receiver and arbiter are there */
@@ -30,12 +34,15 @@ struct standby_shell {
     struct receiver *receiver;
     int receiver_notify; /* eventfd */
     sd_event_source *receiver_source;
+    struct applier *applier; /* NULL: no disks */
+    sd_event_source *disks_source;
     struct arbiter_client *arbiter;
 
     char primary[WIRE_NAME_BYTES];
     uint8_t session[WIRE_SESSION_BYTES];
     struct channel *control; /* NULL while the link is lost */
     bool control_failed;     /* handled when the loop comes round */
+    struct frame_queue *late; /* frames that the primary got for a VM that it has handed over */
     uint64_t heartbeat_seq;
     sd_event_source *heartbeat, *timer, *post, *finish;
 
@@ -60,8 +67,19 @@ void standby_finish(struct standby_shell *s, const char *why);
 /* Takes a connection from the peer listener; its hello has not been read. */
 int session_adopt(struct standby_shell *s, int fd, struct err *err) US_MUST_CHECK;
 void session_send_ack(struct standby_shell *s, uint64_t epoch, uint64_t term);
+/* Gives the guest, which runs here now, what the primary got for it meanwhile. */
+void session_deliver_late(struct standby_shell *s);
 /* Closes control and data; bye 0 = says nothing. */
 void session_drop(struct standby_shell *s, uint16_t bye);
 int session_start_heartbeat(struct standby_shell *s) US_MUST_CHECK;
+
+/* disks.c */
+/* Opens what the VM's disks need; *ret_disks is for the receiver. */
+int standby_disks_open(struct standby_shell *s, struct receiver_disks *ret_disks,
+                       struct err *err) US_MUST_CHECK;
+/* Says what is here of the disks: fills in ready, after sending what may differ. */
+void standby_disks_describe(struct standby_shell *s, struct wire_ready *ready);
+/* Newest epoch that survives a loss of power here; 0 = none. */
+uint64_t standby_disks_durable(const struct standby_shell *s);
 
 #endif

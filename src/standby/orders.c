@@ -7,6 +7,25 @@
 
 /* What operators ask of a standby. The keys are documented in docs/control.md. */
 
+static json_t *disks(const struct standby_shell *s)
+{
+    const struct disks *d = s->body ? s->body->disks : NULL;
+    struct applier_report report = {.durable_epoch = 0};
+    json_t *list = json_array();
+    uint32_t i;
+
+    if (s->applier)
+        applier_report_get(s->applier, &report);
+    for (i = 0; d && i < d->n; i++)
+        (void)json_array_append_new(
+            list, json_pack("{s:s, s:I, s:s, s:I, s:I}", "path", s->body->spec.disks[i].path,
+                            "size_bytes", (json_int_t)d->sizes[i], "state",
+                            s->core.right ? "standby" : "receiving", "applied_bytes",
+                            (json_int_t)report.applied_bytes, "durable_epoch",
+                            (json_int_t)report.durable_epoch));
+    return list;
+}
+
 static json_t *status(const struct standby_shell *s)
 {
     struct receiver_report report = {.wire_bytes = 0};
@@ -14,7 +33,7 @@ static json_t *status(const struct standby_shell *s)
     if (s->receiver)
         receiver_report_get(s->receiver, &report);
     return json_pack(
-        "{s:s, s:s, s:s, s:b, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:i, s:i, s:I, s:s}",
+        "{s:s, s:s, s:s, s:b, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:i, s:i, s:I, s:s, s:o}",
         "vm", s->vm, "role", "standby", "state",
         s->serving ? standby_state_name(s->core.state) : "connecting", "protected",
         s->serving && s->core.state == STANDBY_READY, "wanted_standby", "", "reason", "", "host",
@@ -24,7 +43,7 @@ static json_t *status(const struct standby_shell *s)
         "pid", (int)getpid(), "hypervisor_pid",
         s->body && s->body->vm ? (int)s->hyp->pid(s->body->vm) : 0, "uptime_s",
         (json_int_t)((clock_now_ns() - s->started_ns) / NS_PER_S), "arbiter",
-        s->core.arbiter_silent ? "unreachable" : "ok");
+        s->core.arbiter_silent ? "unreachable" : "ok", "disks", disks(s));
 }
 
 static void request_failover(struct standby_shell *s, struct control_request *req)

@@ -43,6 +43,8 @@ struct staged_epoch {
     struct stage_chunk *chunks; /* oldest first */
     struct stage_chunk *newest;
     struct device_state state;
+    struct disk_log disk;   /* until it is the applier's */
+    uint64_t n_disk_pieces;
 };
 
 enum work { WORK_NONE, WORK_READ, WORK_APPLY };
@@ -51,6 +53,7 @@ struct receiver {
     struct stage_pool *pool;
     uint8_t *image;
     uint64_t n_image_pages;
+    struct receiver_disks disks; /* n_disks 0: none */
     int notify_fd;
     pthread_t thread;
     pthread_mutex_t lock;
@@ -67,7 +70,8 @@ struct receiver {
     /* thread only */
     struct staged_epoch in, staged;
     uint8_t *touched; /* bit per image page: we have written it, so it may hold anything */
-    uint8_t *payload;
+    uint8_t *payload, *piece;
+    bool seeding_known; /* on_seeding was called */
     struct epoch_digest *digest;
     struct wire_msg msg;
 };
@@ -86,7 +90,8 @@ static void epoch_reset(struct receiver *r, struct staged_epoch *e)
 {
     stage_pool_put(r->pool, e->chunks);
     e->chunks = e->newest = NULL;
-    e->n_pages = e->n_state = 0;
+    e->n_pages = e->n_state = e->n_disk_pieces = 0;
+    disk_log_clear(&e->disk);
     e->state.format[0] = '\0';
     e->state.n = 0;
 }
@@ -161,8 +166,8 @@ static int take_pages(struct receiver *r, struct err *err)
 {
     const struct wire_pages *pages = &r->msg.u.pages;
 
-    if (r->in.state.n)
-        return err_set(err, -EPROTO, "pages after the device state");
+    if (r->in.state.n || r->in.n_disk_pieces)
+        return err_set(err, -EPROTO, "pages after the disks' records or the device state");
     for (uint32_t i = 0; i < pages->n; i++) {
         int rc = take_page(r, &pages->page[i], err);
 
@@ -170,6 +175,52 @@ static int take_pages(struct receiver *r, struct err *err)
             return rc;
     }
     r->in.n_pages += pages->n;
+    return 0;
+}
+
+static int take_disk_piece(struct receiver *r, const struct wire_disk_piece *piece, struct err *err)
+{
+    struct disk_record rec = {
+        .disk = piece->disk,
+        .kind = piece->kind,
+        .flags = piece->flags,
+        .offset = piece->offset,
+        .n_bytes = piece->n_range,
+    };
+    const uint8_t *data = piece->bytes;
+    int rc = 0;
+
+    if (piece->kind == WIRE_DISK_WRITE) {
+        rec.n_data = (uint32_t)piece->n_range;
+        data = r->piece;
+        rc = disk_piece_decode(piece, r->piece, err);
+    } else {
+        rec.n_data = piece->n_bytes;
+    }
+    if (rc == 0)
+        rc = disk_record_check(&rec, r->disks.sizes, r->disks.n_disks, err);
+    if (rc)
+        return rc;
+    if (r->in.disk.n_bytes + rec.n_data > r->disks.limit_bytes)
+        return err_set(err, -E2BIG, "epoch %" PRIu64 " has too many disk records", r->in.epoch);
+    epoch_digest_disk(r->digest, piece, data, rec.n_data);
+    rc = disk_log_add(&r->in.disk, &rec, data);
+    return rc ? err_sys(err, rc, "disk records") : 0;
+}
+
+static int take_disk(struct receiver *r, struct err *err)
+{
+    const struct wire_disk *disk = &r->msg.u.disk;
+
+    if (r->in.state.n)
+        return err_set(err, -EPROTO, "disk records after the device state");
+    for (uint32_t i = 0; i < disk->n; i++) {
+        int rc = take_disk_piece(r, &disk->piece[i], err);
+
+        if (rc)
+            return rc;
+    }
+    r->in.n_disk_pieces += disk->n;
     return 0;
 }
 
@@ -208,6 +259,7 @@ static int verify_epoch(struct receiver *r, struct err *err)
     uint8_t digest[WIRE_DIGEST_BYTES];
 
     if (end->n_pages != r->in.n_pages || end->n_state_bytes != r->in.n_state ||
+        end->n_disk_pieces != r->in.n_disk_pieces ||
         r->in.n_state != r->in.state.n)
         return err_set(err, -EPROTO, "it is not whole");
     epoch_digest_get(r->digest, digest);
@@ -230,6 +282,7 @@ static int read_epoch(struct receiver *r, uint64_t newest, uint64_t *wire_bytes,
                        newest);
     r->in.epoch = r->msg.epoch;
     r->in.term = r->msg.u.epoch_begin.pair_term;
+    r->in.disk.flushed = r->msg.u.epoch_begin.flushed;
     epoch_digest_reset(r->digest);
     do {
         rc = read_msg(r, wire_bytes, err);
@@ -237,6 +290,8 @@ static int read_epoch(struct receiver *r, uint64_t newest, uint64_t *wire_bytes,
             rc = err_set(err, -EPROTO, "another epoch begins inside of it");
         else if (rc == 0 && r->msg.type == WIRE_PAGES)
             rc = take_pages(r, err);
+        else if (rc == 0 && r->msg.type == WIRE_DISK)
+            rc = take_disk(r, err);
         else if (rc == 0 && r->msg.type == WIRE_STATE)
             rc = take_state(r, err);
         else if (rc == 0 && r->msg.type == WIRE_EPOCH_END)
@@ -249,6 +304,22 @@ static int read_epoch(struct receiver *r, uint64_t newest, uint64_t *wire_bytes,
     return rc;
 }
 
+/* The epoch is whole: its disk records go to the applier, which keeps them until they are ordered. */
+static int stage_disk(struct receiver *r, struct err *err)
+{
+    int rc = 0;
+
+    if (!r->disks.n_disks)
+        return 0;
+    if (!r->in.term && r->in.disk.n_records && !r->seeding_known) {
+        rc = r->disks.on_seeding(r->disks.user);
+        r->seeding_known = true;
+    }
+    if (rc == 0)
+        rc = applier_stage(r->disks.applier, r->in.epoch, r->in.term, &r->in.disk);
+    return rc ? err_sys(err, rc, "disks") : 0;
+}
+
 static void work_read(struct receiver *r)
 {
     uint64_t newest = r->report.staged_epoch, wire_bytes = 0;
@@ -257,6 +328,8 @@ static void work_read(struct receiver *r)
 
     pthread_mutex_unlock(&r->lock);
     rc = read_epoch(r, newest, &wire_bytes, &err);
+    if (rc == 0)
+        rc = stage_disk(r, &err);
     if (rc == 0) {
         struct staged_epoch was = r->staged;
 
@@ -319,6 +392,8 @@ static void work_apply(struct receiver *r)
             apply_page(r, number & ~STAGED_ZERO,
                        zero ? NULL : chunk->bytes + (size_t)i * STAGE_PAGE_BYTES);
         }
+    if (r->disks.n_disks)
+        applier_commit(r->disks.applier, r->staged.epoch);
     pthread_mutex_lock(&r->lock);
 
     /* An epoch without a device state leaves none: the older one does not fit this memory. */
@@ -450,6 +525,9 @@ static void receiver_free(struct receiver *r)
     epoch_digest_free(r->digest);
     free(r->touched);
     free(r->payload);
+    free(r->piece);
+    disk_log_clear(&r->in.disk);
+    disk_log_clear(&r->staged.disk);
     free(r);
 }
 
@@ -468,8 +546,8 @@ static int start_thread(struct receiver *r)
     return rc;
 }
 
-int receiver_new(struct stage_pool *pool, uint8_t *image, uint64_t n_pages, int notify_fd,
-                 struct receiver **ret_receiver)
+int receiver_new(struct stage_pool *pool, uint8_t *image, uint64_t n_pages,
+                 const struct receiver_disks *disks, int notify_fd, struct receiver **ret_receiver)
 {
     struct receiver *r = calloc(1, sizeof(*r));
     int rc = -ENOMEM;
@@ -483,10 +561,13 @@ int receiver_new(struct stage_pool *pool, uint8_t *image, uint64_t n_pages, int 
     r->image = image;
     r->n_image_pages = n_pages;
     r->notify_fd = notify_fd;
+    if (disks)
+        r->disks = *disks;
     r->touched = calloc(n_pages / 8 + 1, 1);
     r->payload = malloc(WIRE_PAYLOAD_MAX);
+    r->piece = malloc(WIRE_DISK_PIECE_BYTES);
     r->digest = epoch_digest_new();
-    if (r->touched && r->payload && r->digest)
+    if (r->touched && r->payload && r->piece && r->digest)
         rc = start_thread(r);
     if (rc)
         receiver_free(r);

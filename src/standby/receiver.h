@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "disk/applier.h"
 #include "io/stage.h"
 #include "io/transport.h"
 #include "wire/msg.h"
@@ -16,6 +17,8 @@
  * makes the device state the newest, and reads on. An epoch that is not whole when the link ends is
  * thrown away; nothing of it has touched the image (I3).
  *
+ * Disk records are staged with the rest, and given to the applier (disk/applier.h) once verified.
+ *
  *   receiver thread:  read, decode, stage -> verify -> STAGED ... -> apply -> APPLIED -> read ...
  *   main thread:                                 ack, receiver_apply()
  *
@@ -24,6 +27,18 @@
  * transport is dead, and waits for detach. */
 
 struct receiver;
+
+/* Where the disks' records go. */
+struct receiver_disks {
+    struct applier *applier; /* borrowed */
+    const uint64_t *sizes;   /* bytes, n_disks of them; borrowed */
+    uint32_t n_disks;
+    uint64_t limit_bytes; /* of one epoch's records: a larger one is refused */
+    /* The first records of a full copy are about to be applied: from now on the copies have no valid state. In the
+     * receiver's thread; may block. A negative errno ends the transport. */
+    int (*on_seeding)(void *user);
+    void *user;
+};
 
 struct receiver_report {
     uint64_t staged_epoch;  /* newest epoch that is whole and verified; 0 = none */
@@ -38,9 +53,11 @@ struct receiver_report {
 
 /* image: the RAM image, n_pages pages, writable, borrowed. It starts as zeros, best as holes in a
  * tmpfs: those stay holes until a page with something in it comes. pool: for the receiver alone;
- * its size is the largest epoch. notify_fd: an eventfd (borrowed) written whenever the report
+ * its size is the largest epoch. disks: NULL when the VM has none;
+ * copied. notify_fd: an eventfd (borrowed) written whenever the report
  * changes. */
-int receiver_new(struct stage_pool *pool, uint8_t *image, uint64_t n_pages, int notify_fd,
+int receiver_new(struct stage_pool *pool, uint8_t *image, uint64_t n_pages,
+                 const struct receiver_disks *disks, int notify_fd,
                  struct receiver **ret_receiver) US_MUST_CHECK;
 
 /* Starts to read from a transport after its hellos are done (taken; blocking mode is set here).

@@ -15,7 +15,7 @@
  * connections and hands them over unread. The first one is the control channel that made this
  * process; later ones are its data channel, or both again after the link broke. */
 
-enum { PRIORITY_LINK = -10 };
+enum { PRIORITY_LINK = -10, LATE_BYTES = 1 << 20 };
 
 static void answer_hello(struct standby_shell *s, struct channel *c, const struct wire_hello *theirs,
                          enum wire_status status, const char *text)
@@ -26,17 +26,22 @@ static void answer_hello(struct standby_shell *s, struct channel *c, const struc
     channel_send_hello(c, &answer);
 }
 
-static void send_ready(struct standby_shell *s)
+static void send_ready(struct standby_shell *s, bool resumed)
 {
     struct wire_msg msg = {.type = WIRE_READY, .epoch = s->core.epoch};
 
     msg.u.ready.term = s->core.right;
+    if (!resumed)
+        standby_disks_describe(s, &msg.u.ready);
     channel_send(s->control, &msg);
 }
 
 void session_send_ack(struct standby_shell *s, uint64_t epoch, uint64_t term)
 {
     struct wire_msg msg = {.type = WIRE_ACK, .epoch = epoch, .u.ack.term = term};
+    uint64_t durable = standby_disks_durable(s);
+
+    msg.u.ack.durable = durable < epoch ? durable : epoch;
 
     fault_point("standby.staged");
     if (s->control)
@@ -104,7 +109,7 @@ static void on_offer(struct standby_shell *s, const struct wire_msg *msg)
         standby_finish(s, err.text);
         return;
     }
-    send_ready(s);
+    send_ready(s, false);
 }
 
 /* What the guest's addresses are, for announcing them after a takeover. */
@@ -136,11 +141,40 @@ static void on_addresses(struct standby_shell *s, const struct wire_addresses *a
         netport_addresses_set(s->body->ports[i], of_nic[i], n[i]);
 }
 
+/* A frame for the guest, which is on its way to this host. */
+static void on_late_frame(struct standby_shell *s, const struct wire_frames *frame)
+{
+    if (!s->body || frame->nic >= s->body->spec.n_nics || frame->n_bytes > NETPORT_FRAME_MAX) {
+        control_failed(s, "a frame for a NIC that the VM does not have");
+        return;
+    }
+    if (!s->late)
+        s->late = frame_queue_new(LATE_BYTES);
+    if (s->late) /* lost when it is full, as on any network */
+        (void)!frame_queue_push(s->late, 0, frame->nic, frame->bytes, frame->n_bytes);
+}
+
+void session_deliver_late(struct standby_shell *s)
+{
+    struct queued_frame frame;
+
+    while (s->late && frame_queue_peek(s->late, &frame) == 0) {
+        netport_deliver(s->body->ports[frame.nic], frame.bytes, frame.n_bytes);
+        frame_queue_pop(s->late);
+    }
+}
+
 static void on_control_message(void *user, const struct wire_msg *msg)
 {
     struct standby_shell *s = user;
     struct standby_event bye = {.type = SEV_PEER_BYE};
 
+    if (msg->type == WIRE_FRAMES) {
+        on_late_frame(s, &msg->u.frames);
+        return;
+    }
+    if (s->serving && standby_finished(&s->core))
+        return; /* it is decided */
     if (s->serving)
         standby_simple_event(s, SEV_PEER_SEEN);
     switch (msg->type) {
@@ -215,7 +249,7 @@ static void accept_resume(struct standby_shell *s, struct knock *k, const struct
     standby_look_at_receiver(s); /* what it still brought */
     become_control(s, k, hello);
     standby_simple_event(s, SEV_LINK_RESUMED);
-    send_ready(s);
+    send_ready(s, true);
 }
 
 static void accept_data(struct standby_shell *s, struct knock *k, const struct wire_hello *hello)

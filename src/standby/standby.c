@@ -61,8 +61,12 @@ static void activate(struct standby_shell *s, const struct arb_record *record)
     s->takeover.won_ms = unix_ms();
     s->takeover.record = *record;
     (void)snprintf(s->takeover.from, sizeof(s->takeover.from), "%s", s->primary);
-    session_drop(s, 0);
+    receiver_detach(s->receiver);
     receiver_drain(s->receiver);
+    if (s->applier) {
+        applier_drain(s->applier);
+        disk_server_mode(s->body->disks->server, DISK_HELD);
+    }
     receiver_report_get(s->receiver, &report);
     s->takeover.epoch = report.applied_epoch;
     r = receiver_state(s->receiver, &format, &state.bytes, &state.n_bytes);
@@ -85,8 +89,16 @@ static void activate(struct standby_shell *s, const struct arb_record *record)
 static void on_running(void *user)
 {
     struct standby_shell *s = user;
+    uint32_t i;
 
     s->takeover.running_ms = unix_ms();
+    for (i = 0; i < s->body->spec.n_nics; i++)
+        netport_announce(s->body->ports[i]);
+    session_deliver_late(s);
+    session_drop(s, WIRE_BYE_TAKEN_OVER); /* up to now the primary passed on what came for the guest */
+    if (s->applier)
+        applier_finish(s->applier);
+    s->takeover.applier = take_ptr(s->applier);
     s->takeover.body = take_ptr(s->body);
     log_info("took over at epoch %llu under term %llu: decision to running %.1f ms",
              (unsigned long long)s->takeover.epoch,
@@ -97,9 +109,17 @@ static void on_running(void *user)
     s->on_takeover(s->user, &s->takeover);
 }
 
+/* Not reached: a standby orders no checkpoint. */
+static void on_stopped(void *user)
+{
+}
+
+static void on_guest_flushes(void *user, const uint64_t *flushes)
+{
+}
+
 static void on_checkpoint(void *user, const struct hyp_state *state, const struct hyp_timing *timing)
 {
-    /* Not reached: a standby orders none. */
 }
 
 static void on_failure(void *user, const char *why, bool running)
@@ -120,6 +140,8 @@ static void on_exit_(void *user, enum hyp_exit how, const char *detail)
 }
 
 static const struct hyp_callbacks hyp_callbacks = {
+    .on_stopped = on_stopped,
+    .on_guest_flushes = on_guest_flushes,
     .on_checkpoint = on_checkpoint,
     .on_running = on_running,
     .on_failure = on_failure,
@@ -146,7 +168,8 @@ static void act(struct standby_shell *s, struct action *a)
         arbiter_client_ask(s->arbiter, a->u.ask.id, &a->u.ask.request);
         break;
     case ACT_LINK_DROP:
-        session_drop(s, a->u.bye);
+        if (a->u.bye != WIRE_BYE_TAKEN_OVER) /* else said when the VM runs: see on_running() */
+            session_drop(s, a->u.bye);
         break;
     case ACT_TRACE:
         trace(s, a);
@@ -261,13 +284,18 @@ static void on_arbiter_answer(void *user, uint64_t id, uint8_t status,
 
 static int open_pipeline(struct standby_shell *s, struct err *err)
 {
+    struct receiver_disks disks;
     int r;
 
     /* An epoch is staged whole, and can be as large as the VM. Touched only as far as used. */
     s->pool = stage_pool_new(s->body->spec.memory_bytes + (UINT64_C(4) << 20));
     if (!s->pool)
         return err_sys(err, -ENOMEM, "staging memory");
-    r = receiver_new(s->pool, s->body->ram, s->body->n_pages, s->receiver_notify, &s->receiver);
+    r = standby_disks_open(s, &disks, err);
+    if (r < 0)
+        return r;
+    r = receiver_new(s->pool, s->body->ram, s->body->n_pages, &disks, s->receiver_notify,
+                     &s->receiver);
     if (r < 0)
         return err_sys(err, r, "receiver");
     r = sd_event_add_io(s->event, &s->receiver_source, s->receiver_notify, EPOLLIN, on_receiver, s);
@@ -323,6 +351,7 @@ int standby_new(const struct standby_params *params, struct standby_shell **ret_
     s->hyp = params->hyp;
     s->preflight = params->preflight;
     s->on_takeover = params->on_takeover;
+    s->on_complete = params->on_complete;
     s->user = params->user;
     s->started_ns = clock_now_ns();
     (void)snprintf(s->vm, sizeof(s->vm), "%s", params->vm);
@@ -355,6 +384,7 @@ void standby_free(struct standby_shell *s)
     if (s->failover_request)
         control_fail(s->failover_request, "%s: the standby ended", s->vm);
     session_drop(s, 0);
+    frame_queue_close(s->late);
     sd_event_source_disable_unref(s->heartbeat);
     sd_event_source_disable_unref(s->timer);
     sd_event_source_disable_unref(s->post);
@@ -362,6 +392,8 @@ void standby_free(struct standby_shell *s)
     sd_event_source_disable_unref(s->receiver_source);
     arbiter_client_close(s->arbiter);
     receiver_close(s->receiver);
+    sd_event_source_disable_unref(s->disks_source);
+    applier_close(s->applier);
     if (s->pool)
         stage_pool_close(s->pool);
     if (s->receiver_notify >= 0)

@@ -25,6 +25,10 @@ struct standby_params {
     /* The VM runs here. Called once, from the loop, then the shell is to be freed; takeover->body is
      * the callee's. */
     void (*on_takeover)(void *user, const struct takeover *takeover);
+    /* The copy of the VM's disks is complete: this host may have to start the VM from it one day. In
+     * another thread than the loop's; may block. */
+    int (*on_complete)(void *user, const struct vm_spec *spec, const char *primary,
+                       struct err *err);
     void *user;
 };
 

@@ -383,7 +383,7 @@ static void too_large_an_epoch(void **state)
     rig_socketpair(fd);
     rig_attach_sender(&rig, fd[0]);
     rig_attach_receiver(&rig, fd[1]);
-    assert_int_equal(sender_begin(rig.sender, 7, 0), 0);
+    assert_int_equal(sender_begin(rig.sender, 7, 0, NULL), 0);
     while (n) {
         struct stage_chunk *chunk = stage_pool_get(rig.send_pool);
 

@@ -184,7 +184,7 @@ static void epoch_without_state(void **state)
     assert_int_equal(rig_wait_staged(&rig, 1), 0);
     rig_apply(&rig);
     assert_int_equal(receiver_state(rig.receiver, &format, &bytes, &n), 0);
-    assert_int_equal(sender_begin(rig.sender, 2, 0), 0);
+    assert_int_equal(sender_begin(rig.sender, 2, 0, NULL), 0);
     sender_end(rig.sender);
     assert_int_equal(rig_wait_staged(&rig, 2), 0);
     rig_apply(&rig);
@@ -221,7 +221,7 @@ static void stuck_link_is_bounded(void **state)
         struct stage_chunk *chunk = stage_pool_get(rig.send_pool);
         uint64_t seed = ++epoch;
 
-        rc = chunk ? sender_begin(rig.sender, epoch, 0) : -EBUSY;
+        rc = chunk ? sender_begin(rig.sender, epoch, 0, NULL) : -EBUSY;
         if (rc && chunk) {
             stage_pool_put(rig.send_pool, chunk);
         } else if (rc == 0) {
@@ -272,7 +272,7 @@ static void send_pages(struct rig *rig, uint64_t epoch, uint64_t n, uint8_t valu
 {
     struct stage_chunk *chunk = NULL;
 
-    assert_int_equal(sender_begin(rig->sender, epoch, 0), 0);
+    assert_int_equal(sender_begin(rig->sender, epoch, 0, NULL), 0);
     for (uint64_t i = 0; i < n; i++) {
         if (!chunk)
             chunk = stage_pool_get(rig->send_pool);

@@ -61,7 +61,7 @@ static inline void rig_new(struct rig *rig)
     assert_ptr_not_equal(rig->image, MAP_FAILED);
     assert_int_equal(sender_new(rig->send_pool, RIG_MAX_EPOCHS, rig->send_event, &rig->sender), 0);
     assert_int_equal(
-        receiver_new(rig->receive_pool, rig->image, RIG_PAGES, rig->receive_event, &rig->receiver),
+        receiver_new(rig->receive_pool, rig->image, RIG_PAGES, NULL, rig->receive_event, &rig->receiver),
         0);
 }
 
@@ -126,7 +126,7 @@ static inline int rig_feed(struct rig *rig, uint64_t epoch)
 
     if (stage_pool_free_chunks(rig->send_pool) < 3)
         return -EBUSY;
-    rc = sender_begin(rig->sender, epoch, epoch / 10);
+    rc = sender_begin(rig->sender, epoch, epoch / 10, NULL);
     if (rc)
         return rc;
     for (uint32_t i = 0; i < n_pages; i++) {

@@ -1,0 +1,281 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "guard/disks.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "disk/record_file.h"
+#include "io/log.h"
+
+static int make_dirs(struct disks *d, const struct host_config *config, const char *vm,
+                     struct err *err)
+{
+    char parent[VM_PATH_MAX + 8];
+
+    (void)snprintf(parent, sizeof(parent), "%s/disks", config->state_dir);
+    (void)snprintf(d->dir, sizeof(d->dir), "%s/%s", parent, vm);
+    if (mkdir(parent, 0700) < 0 && errno != EEXIST)
+        return err_sys(err, -errno, "%s", parent);
+    if (mkdir(d->dir, 0700) < 0 && errno != EEXIST)
+        return err_sys(err, -errno, "%s", d->dir);
+    return 0;
+}
+
+static int open_disk(struct disks *d, uint32_t i, const struct vm_disk *spec, bool standby,
+                     struct err *err)
+{
+    struct image_open how = {
+        .path = spec->path,
+        .size_bytes = spec->size_bytes,
+        .create = true,
+        .read_only = spec->read_only && !standby,
+    };
+    char path[sizeof(d->dir) + 16];
+    int r;
+
+    r = image_open(&how, &d->images[i], &d->created[i], err);
+    if (r < 0)
+        return r;
+    d->n = i + 1; /* to be closed */
+    d->sizes[i] = d->images[i].size_bytes;
+    (void)snprintf(path, sizeof(path), "%s/%u.map", d->dir, i);
+    return disk_map_open(path, d->sizes[i], &d->maps[i], err);
+}
+
+static void record_path(const struct disks *d, char *path, size_t n)
+{
+    (void)snprintf(path, n, "%s/copy", d->dir);
+}
+
+/* What an earlier standby of this host had acknowledged and not yet carried out. */
+static int recover(struct disks *d, const char *vm, struct err *err)
+{
+    char path[sizeof(d->dir) + 8];
+    uint64_t epoch, term;
+    int r;
+
+    (void)snprintf(path, sizeof(path), "%s/redo", d->dir);
+    r = redo_open(path, vm, &d->redo, err);
+    if (r >= 0)
+        r = redo_recover(d->redo, d->images, d->n, &epoch, &term, err);
+    if (r >= 0 && epoch)
+        log_info("the disks were brought up to epoch %llu of term %llu from the redo log",
+                 (unsigned long long)epoch, (unsigned long long)term);
+    return r;
+}
+
+static int serve(struct disks *d, const struct vm_spec *spec, const char *own_dir, struct err *err)
+{
+    struct disk_server_disk served[VM_DISKS_MAX];
+    uint32_t i;
+
+    for (i = 0; i < d->n; i++) {
+        int n = snprintf(d->sockets[i], sizeof(d->sockets[i]), "%s/disk%u", own_dir, i);
+
+        if (n < 0 || (size_t)n >= sizeof(d->sockets[i]))
+            return err_set(err, -ENAMETOOLONG,
+                           "%s: too long for a socket's path, use a shorter run_dir", own_dir);
+        d->socket_list[i] = d->sockets[i];
+        served[i] = (struct disk_server_disk){
+            .image = &d->images[i],
+            .map = d->maps[i],
+            .socket_path = d->sockets[i],
+            .read_only = spec->disks[i].read_only,
+        };
+    }
+    return disk_server_open(served, d->n, d->journal, &d->server, err);
+}
+
+static int open_all(struct disks *d, const struct host_config *config, const struct vm_spec *spec,
+                    const char *own_dir, bool standby, sd_event *event, struct err *err)
+{
+    char path[sizeof(d->dir) + 8];
+    uint32_t i;
+    int r;
+
+    r = make_dirs(d, config, spec->name, err);
+    for (i = 0; r >= 0 && i < spec->n_disks; i++) {
+        r = open_disk(d, i, &spec->disks[i], standby, err);
+        if (r < 0)
+            err_prefix(err, "disks[%u]", i);
+    }
+    if (r < 0)
+        return r;
+    record_path(d, path, sizeof(path));
+    if ((r = copy_record_load(path, &d->record, err)) < 0 || (r = recover(d, spec->name, err)) < 0)
+        return r;
+    d->notify_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    r = d->notify_fd < 0 ? -errno : background_new(event, &d->background);
+    if (r >= 0)
+        r = journal_new((uint64_t)config->disk_journal_mib << 20, d->notify_fd, &d->journal);
+    return r < 0 ? err_sys(err, r, "disks") : serve(d, spec, own_dir, err);
+}
+
+int disks_open(const struct host_config *config, const struct vm_spec *spec, const char *own_dir,
+               bool standby, sd_event *event, struct disks **ret_disks, struct err *err)
+{
+    struct disks *d;
+    int r;
+
+    *ret_disks = NULL;
+    if (!spec->n_disks)
+        return 0;
+    d = calloc(1, sizeof(*d));
+    if (!d)
+        return err_sys(err, -ENOMEM, "disks");
+    d->notify_fd = -1;
+    r = open_all(d, config, spec, own_dir, standby, event, err);
+    if (r < 0)
+        disks_close(d);
+    else
+        *ret_disks = d;
+    return r;
+}
+
+void disks_close(struct disks *d)
+{
+    uint32_t i;
+
+    if (!d)
+        return;
+    if (d->journal)
+        journal_stop(d->journal); /* nobody waits for room any more */
+    disk_server_close(d->server);
+    background_free(d->background);
+    journal_free(d->journal);
+    redo_close(d->redo);
+    for (i = 0; i < d->n; i++) {
+        if (image_sync(&d->images[i]) < 0) /* or the map would be trusted to know of all writes */
+            log_error("%s: cannot be synced", d->images[i].path);
+        disk_map_close(d->maps[i]);
+        image_close(&d->images[i]);
+    }
+    if (d->notify_fd >= 0)
+        close(d->notify_fd);
+    free(d);
+}
+
+void disks_start(struct disks *d)
+{
+    static const uint8_t none[DISK_SYNC_ID_BYTES];
+    struct err err;
+    uint32_t i;
+
+    for (i = 0; i < d->n; i++)
+        if (disk_map_reset(d->maps[i], none, &err) < 0)
+            log_error("%s", err.text);
+    disk_server_mode(d->server, DISK_OPEN);
+}
+
+/* ---- activation record ---- */
+
+int disks_record(struct disks *d, const struct copy_record *record, struct err *err)
+{
+    char path[sizeof(d->dir) + 8];
+    int r;
+
+    background_drain(d->background); /* the order is what counts */
+    record_path(d, path, sizeof(path));
+    r = copy_record_store(path, record, err);
+    if (r >= 0)
+        d->record = *record;
+    return r;
+}
+
+struct record_task {
+    struct disks *disks;
+    struct copy_record record;
+};
+
+static int store_record(void *user)
+{
+    struct record_task *task = user;
+    char path[sizeof(task->disks->dir) + 8];
+    struct err err;
+    int r;
+
+    record_path(task->disks, path, sizeof(path));
+    r = copy_record_store(path, &task->record, &err);
+    if (r < 0)
+        log_error("the activation record is not up to date: %s", err.text);
+    free(task);
+    return r;
+}
+
+void disks_record_soon(struct disks *d, const struct copy_record *record)
+{
+    struct record_task *task = malloc(sizeof(*task));
+
+    d->record = *record;
+    if (task)
+        *task = (struct record_task){d, *record};
+    if (!task || background_run(d->background, store_record, NULL, task) < 0) {
+        log_error("the activation record is not up to date: out of memory");
+        free(task);
+    }
+}
+
+/* ---- flushes ---- */
+
+void disks_phase(struct disks *d, enum disk_phase phase)
+{
+    struct disk_flushes flushes;
+    uint32_t i;
+
+    if (!d)
+        return;
+    for (i = 0; phase == DISK_RUNNING && i < d->n; i++) {
+        disk_server_flushes(d->server, i, &flushes); /* the server counts anew from now on */
+        d->synced[i] += (int64_t)flushes.synced;
+    }
+    /* While the hypervisor drains, requests must get through even when the journal is full. */
+    journal_pass(d->journal, phase != DISK_RUNNING);
+    disk_server_phase(d->server, phase);
+}
+
+bool disks_deferred(const struct disks *d)
+{
+    struct disk_flushes flushes;
+    uint32_t i;
+
+    for (i = 0; d && i < d->n; i++) {
+        disk_server_flushes(d->server, i, &flushes);
+        if (flushes.deferred)
+            return true;
+    }
+    return false;
+}
+
+bool disks_owe_sync(struct disks *d, const uint64_t *guest)
+{
+    struct disk_flushes flushes;
+    bool owe = !guest;
+    uint32_t i;
+
+    for (i = 0; guest && i < d->n; i++) {
+        int64_t completed = (int64_t)(guest[i] - d->guest_seen[i]);
+
+        disk_server_flushes(d->server, i, &flushes);
+        /* More than were synced for: the one that was not may be the guest's. */
+        if (flushes.deferred && completed > d->synced[i] + (int64_t)flushes.synced)
+            owe = true;
+        d->guest_seen[i] = guest[i];
+        d->synced[i] = -(int64_t)flushes.synced; /* which will be added on resuming */
+    }
+    return owe;
+}
+
+int disks_sync(const struct disks *d)
+{
+    uint32_t i;
+    int r = 0;
+
+    for (i = 0; r >= 0 && i < d->n; i++)
+        r = image_sync(&d->images[i]);
+    return r;
+}

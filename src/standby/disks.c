@@ -1,0 +1,282 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "standby/internal.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "io/log.h"
+
+/* The standby's copies of the VM's disks: what it says of them, and what becomes of them during a session. */
+
+/* A flood of writes may stage more than the primary's journal holds for as long as a checkpoint is taken. */
+#define EPOCH_LIMIT_BYTES (UINT64_C(2) << 30)
+#define APPLIER_LIMIT_BYTES (UINT64_C(64) << 20)
+
+static const uint8_t no_sync[DISK_SYNC_ID_BYTES];
+
+static int reset_maps(struct disks *d, const uint8_t *sync, struct err *err)
+{
+    uint32_t i;
+    int r = 0;
+
+    for (i = 0; r >= 0 && i < d->n; i++)
+        r = disk_map_reset(d->maps[i], sync, err);
+    return r;
+}
+
+static void fill_record(const struct standby_shell *s, enum copy_role role, uint64_t epoch,
+                        uint64_t term, struct copy_record *ret_record)
+{
+    *ret_record = (struct copy_record){.role = role, .epoch = epoch, .term = term};
+    (void)snprintf(ret_record->peer, sizeof(ret_record->peer), "%s", s->primary);
+}
+
+/* The receiver's thread: the copies are about to change on their way to another full copy. */
+static int on_seeding(void *user)
+{
+    struct standby_shell *s = user;
+    struct copy_record record;
+    struct err err;
+    int r;
+
+    fill_record(s, COPY_SYNCING, 0, 0, &record);
+    r = disks_record(s->body->disks, &record, &err);
+    if (r >= 0)
+        r = reset_maps(s->body->disks, no_sync, &err);
+    if (r < 0)
+        log_error("disks: %s", err.text);
+    return r;
+}
+
+/* The applier's thread: with this epoch the copies are full and stand where the memory stands. */
+static int on_consistent(void *user, uint64_t epoch, uint64_t term)
+{
+    struct standby_shell *s = user;
+    struct copy_record record;
+    struct err err;
+    int r;
+
+    fill_record(s, COPY_STANDBY, epoch, term, &record);
+    r = reset_maps(s->body->disks, s->session, &err);
+    if (r >= 0)
+        r = disks_record(s->body->disks, &record, &err);
+    if (r >= 0)
+        r = s->on_complete(s->user, &s->body->spec, s->primary, &err);
+    if (r < 0)
+        log_error("disks: %s", err.text);
+    return r;
+}
+
+/* ---- what the primary is told ---- */
+
+enum { TOLD_MAX = 8192 }; /* ranges at a time: what the control channel's buffer has room for */
+
+/* Ranges of one disk, in ascending order, on their way to the primary. */
+struct told {
+    struct wire_range *v;
+    size_t n, room;
+};
+
+static int told_add(struct told *t, uint64_t offset, uint64_t n_bytes)
+{
+    struct wire_range *v = t->v;
+
+    if (t->n == t->room) {
+        size_t room = t->room ? t->room * 2 : 256;
+
+        v = reallocarray(v, room, sizeof(*v));
+        if (!v)
+            return -ENOMEM;
+        t->v = v;
+        t->room = room;
+    }
+    v[t->n++] = (struct wire_range){offset, n_bytes};
+    return 0;
+}
+
+/* Joins ranges that have little between them, and more and more between them, until they can be told. More is
+ * copied or compared then than needs to be, never less. */
+static void told_coarsen(struct told *t)
+{
+    uint64_t gap;
+
+    for (gap = DISK_BLOCK_BYTES; t->n > TOLD_MAX; gap *= 2) {
+        size_t i, n = 1;
+
+        for (i = 1; i < t->n; i++) {
+            struct wire_range *last = &t->v[n - 1];
+
+            if (t->v[i].offset - (last->offset + last->n_bytes) <= gap)
+                last->n_bytes = t->v[i].offset + t->v[i].n_bytes - last->offset;
+            else
+                t->v[n++] = t->v[i];
+        }
+        t->n = n;
+    }
+}
+
+/* Sends them, and empties the list. */
+static void told_send(struct standby_shell *s, struct told *t, enum wire_ranges_kind kind,
+                      uint32_t disk, uint64_t mark)
+{
+    CLEANUP_FREE struct wire_msg *msg = calloc(1, sizeof(*msg));
+    struct wire_disk_ranges *ranges;
+    size_t at, n;
+
+    if (!msg || !s->control)
+        return; /* without an answer the primary makes no use of our copy */
+    ranges = &msg->u.disk_ranges;
+    msg->type = WIRE_DISK_RANGES;
+    *ranges = (struct wire_disk_ranges){.kind = (uint8_t)kind, .disk = (uint8_t)disk, .mark = mark};
+    told_coarsen(t);
+    for (at = 0; at < t->n; at += n) {
+        n = t->n - at < WIRE_RANGES_PER_MSG ? t->n - at : WIRE_RANGES_PER_MSG;
+        memcpy(ranges->range, t->v + at, n * sizeof(*ranges->range));
+        ranges->n = (uint32_t)n;
+        channel_send(s->control, msg);
+    }
+    t->n = 0;
+}
+
+/* Where our copy may differ from the full copy that it goes back to. */
+static int tell_dirty(struct standby_shell *s, uint32_t disk)
+{
+    struct told dirty = {.n = 0};
+    uint64_t at = 0, n;
+    int r = 0;
+
+    while (r >= 0 && disk_map_next(s->body->disks->maps[disk], at, &at, &n)) {
+        r = told_add(&dirty, at, n);
+        at += n;
+    }
+    if (r >= 0)
+        told_send(s, &dirty, WIRE_RANGES_DIRTY, disk, 0);
+    free(dirty.v);
+    return r;
+}
+
+void standby_disks_describe(struct standby_shell *s, struct wire_ready *ready)
+{
+    struct disks *d = s->body->disks;
+    uint64_t start, end;
+    uint32_t i;
+
+    for (i = 0; d && i < d->n; i++) {
+        struct wire_disk_copy *copy = &ready->disk[i];
+
+        copy->state = WIRE_COPY_UNKNOWN;
+        if (image_next_data(&d->images[i], 0, &start, &end) == 0) {
+            copy->state = WIRE_COPY_EMPTY;
+        } else if (disk_map_trusted(d->maps[i]) &&
+                   memcmp(disk_map_sync(d->maps[i]), no_sync, sizeof(no_sync)) != 0 &&
+                   tell_dirty(s, i) >= 0) {
+            copy->state = WIRE_COPY_KNOWN;
+            memcpy(copy->sync, disk_map_sync(d->maps[i]), sizeof(copy->sync));
+        }
+        ready->n_disks = (uint8_t)(i + 1);
+    }
+}
+
+/* A mark was reached: what differed before it. */
+static void answer_mark(struct standby_shell *s, const struct applier_mark *mark)
+{
+    struct wire_msg end = {.type = WIRE_DISK_RANGES};
+    struct told told = {.n = 0};
+    uint32_t i;
+
+    for (i = 0; i < mark->n; i++) {
+        const struct applier_difference *d = &mark->differences[i];
+        uint64_t n = d->n_bytes;
+
+        if (mark->more && i + 1 == mark->n) /* too many to tell: all that follows */
+            n = s->body->disks->sizes[d->disk] - d->offset;
+        if (told_add(&told, d->offset, n) < 0)
+            break; /* the mark stays without an answer */
+        if (i + 1 == mark->n || mark->differences[i + 1].disk != d->disk)
+            told_send(s, &told, WIRE_RANGES_DIFFER, d->disk, mark->number);
+    }
+    free(told.v);
+    end.u.disk_ranges = (struct wire_disk_ranges){
+        .kind = WIRE_RANGES_DIFFER,
+        .mark = mark->number,
+        .last = true,
+    };
+    if (i == mark->n && s->control)
+        channel_send(s->control, &end);
+}
+
+/* ---- life ---- */
+
+static void disks_failed(struct standby_shell *s, const char *why)
+{
+    struct wire_msg msg = {.type = WIRE_REFUSE};
+
+    if (s->finish)
+        return;
+    (void)snprintf(msg.u.refuse.text, sizeof(msg.u.refuse.text), "%s: %s", s->config->name, why);
+    if (s->control)
+        channel_send(s->control, &msg);
+    session_drop(s, WIRE_BYE_DISCARDED);
+    standby_finish(s, why);
+}
+
+static int on_disks(sd_event_source *source, int fd, uint32_t events, void *user)
+{
+    struct standby_shell *s = user;
+    struct applier_report report;
+    struct applier_mark mark;
+    uint64_t count;
+
+    (void)!read(fd, &count, sizeof(count)); /* only wakes us */
+    while (s->applier && applier_mark_get(s->applier, &mark)) {
+        answer_mark(s, &mark);
+        free(mark.differences);
+    }
+    if (!s->applier)
+        return 0;
+    applier_report_get(s->applier, &report);
+    if (report.error)
+        disks_failed(s, report.text);
+    return 0;
+}
+
+uint64_t standby_disks_durable(const struct standby_shell *s)
+{
+    struct applier_report report;
+
+    if (!s->applier)
+        return 0;
+    applier_report_get(s->applier, &report);
+    return report.durable_epoch;
+}
+
+int standby_disks_open(struct standby_shell *s, struct receiver_disks *ret_disks, struct err *err)
+{
+    const struct applier_callbacks callbacks = {.on_consistent = on_consistent, .user = s};
+    struct disks *d = s->body->disks;
+    int r;
+
+    *ret_disks = (struct receiver_disks){.n_disks = 0};
+    if (!d)
+        return 0;
+    r = applier_new(d->images, d->n, d->redo, APPLIER_LIMIT_BYTES, d->notify_fd, &callbacks,
+                    &s->applier);
+    if (r < 0)
+        return err_sys(err, r, "disks");
+    d->redo = NULL; /* the applier's */
+    *ret_disks = (struct receiver_disks){
+        .applier = s->applier,
+        .sizes = d->sizes,
+        .n_disks = d->n,
+        .limit_bytes = EPOCH_LIMIT_BYTES,
+        .on_seeding = on_seeding,
+        .user = s,
+    };
+    r = sd_event_add_io(s->event, &s->disks_source, d->notify_fd, EPOLLIN, on_disks, s);
+    return r < 0 ? err_sys(err, r, "event loop") : 0;
+}
