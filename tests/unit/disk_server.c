@@ -3,6 +3,7 @@
 #include <libnbd.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -321,23 +322,31 @@ static void test_random_requests(void **state)
     free(buf);
 }
 
+enum { CONTENDED_BYTES = 256 * 1024 };
+
 static atomic_bool copying;
 
-/* As the copier does it. */
+/* As the copier does it, but with a long time between reading and recording. */
 static void *copy_ranges(void *user)
 {
     struct rig *rig = user;
-    uint8_t *buf = malloc(16384);
+    uint8_t *buf = malloc(CONTENDED_BYTES);
     uint64_t seed = 7;
 
     while (atomic_load(&copying)) {
-        struct disk_record rec = {.kind = DISK_WRITE};
+        uint64_t n = 1 + random_below(&seed, CONTENDED_BYTES);
+        struct disk_record rec = {
+            .kind = DISK_WRITE,
+            .n_data = (uint32_t)n,
+            .offset = random_below(&seed, CONTENDED_BYTES - n + 1),
+            .n_bytes = n,
+        };
 
-        random_range(&seed, &rec.offset, &rec.n_bytes, 16384);
-        rec.n_data = (uint32_t)rec.n_bytes;
         disk_server_lock(rig->server, 0, rec.offset, rec.n_bytes);
         assert_int_equal(
             image_read(disk_server_image(rig->server, 0), buf, rec.n_bytes, rec.offset), 0);
+        for (int i = 0; i < 20; i++)
+            sched_yield();
         assert_int_equal(journal_add(rig->journal, &rec, buf), 0);
         disk_server_unlock(rig->server, 0, rec.offset, rec.n_bytes);
     }
@@ -375,7 +384,7 @@ static void test_order_of_overlapping_requests(void **state)
             struct nbd_handle *h = rig->client[i % CLIENTS];
 
             n = 1 + random_below(&seed, BYTES);
-            offset = random_below(&seed, 4 * BYTES);
+            offset = random_below(&seed, CONTENDED_BYTES - n + 1);
             memset(bytes, (int)random_below(&seed, 256), n);
             if (random_below(&seed, 3))
                 ok((int)nbd_aio_pwrite(h, bytes, n, offset, NBD_NULL_COMPLETION, 0));
@@ -796,24 +805,62 @@ static void test_too_many_connections(void **state)
     assert_true(welcome);
 }
 
-/* A client that sends far ahead, and one that does not take its replies. */
-static void test_clients_are_bounded(void **state)
+static void test_far_ahead(void **state)
 {
     enum { N = 400, BYTES = 65536 };
-    static uint8_t data[BYTES];
+    static uint8_t data[BYTES], got[N][4096];
     struct rig *rig = *state;
     struct nbd_handle *h = rig->client[0];
     uint8_t *copy = calloc(1, DISK_BYTES);
-    static uint8_t got[N][4096];
 
-    for (int i = 0; i < N; i++) {
-        ok((int)nbd_aio_pwrite(h, data, BYTES, (uint64_t)(i % 64) * BYTES, NBD_NULL_COMPLETION, 0));
-        ok((int)nbd_aio_pread(h, got[i], 4096, (uint64_t)(i % 64) * BYTES, NBD_NULL_COMPLETION, 0));
+    for (uint64_t i = 0; i < N; i++) {
+        ok((int)nbd_aio_pwrite(h, data, BYTES, i % 64 * BYTES, NBD_NULL_COMPLETION, 0));
+        ok((int)nbd_aio_pread(h, got[i], 4096, i % 64 * BYTES, NBD_NULL_COMPLETION, 0));
     }
     ok(nbd_pwrite(rig->client[1], data, 512, 0, 0)); /* another one gets through */
     finish_all(rig);
     assert_int_equal(replay(rig, copy), N + 1);
     free(copy);
+}
+
+/* So many options in one go that the server does not work on all of them in one go. */
+static void test_options_far_ahead(void **state)
+{
+    enum { N = 256, ANSWER_BYTES = 44 };
+    struct rig *rig = *state;
+    int sock = raw_connection(rig);
+    char options[4 + N * 16] = HELLO, answers[18 + N * ANSWER_BYTES];
+
+    for (int i = 0; i < N; i++)
+        memcpy(options + 4 + 16 * i, OPTION "\0\0\0\3\0\0\0\0", 16);
+    assert_int_equal(send(sock, options, sizeof(options), 0), sizeof(options));
+    assert_int_equal(recv(sock, answers, sizeof(answers), MSG_WAITALL), sizeof(answers));
+    close(sock);
+}
+
+/* A client whose writes are held cannot fill the server's memory with them. */
+static void test_memory_is_bounded(void **state)
+{
+    enum { REQUEST_BYTES = 28, MANY_BYTES = 256 << 20 };
+    static char write[REQUEST_BYTES + (1 << 20)] =
+        "\x25\x60\x95\x13\0\0\0\1cookie..\0\0\0\0\0\0\0\0\0\x10\0\0";
+    struct rig *rig = *state;
+    int sock = raw_connection(rig);
+    struct pollfd taken = {.fd = sock, .events = POLLOUT};
+    size_t sent = 0;
+    ssize_t n;
+
+    disk_server_mode(rig->server, DISK_HELD);
+    assert_int_equal(send(sock, BEGIN, sizeof(BEGIN) - 1, 0), sizeof(BEGIN) - 1);
+    while (sent < MANY_BYTES && poll(&taken, 1, 300) == 1) {
+        size_t at = sent % sizeof(write);
+
+        n = send(sock, write + at, sizeof(write) - at, MSG_DONTWAIT | MSG_NOSIGNAL);
+        assert_true(n > 0);
+        sent += (size_t)n;
+    }
+    assert_true(sent < 64 << 20);
+    close(sock);
 }
 
 /* What a connection that breaks had sent either happened before a new one is served, or never
@@ -947,7 +994,9 @@ int main(void)
         TEST(test_a_failed_sync_fails_for_good),
         TEST(test_broken_protocol),
         TEST(test_too_many_connections),
-        TEST(test_clients_are_bounded),
+        TEST(test_far_ahead),
+        TEST(test_options_far_ahead),
+        TEST(test_memory_is_bounded),
         TEST(test_broken_connection),
         cmocka_unit_test_setup_teardown(test_full_journal, setup_small_journal, teardown),
         TEST(test_qemu_is_a_client),
