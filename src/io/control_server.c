@@ -5,12 +5,12 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/un.h>
 
 #include "base/cleanup.h"
 #include "io/control.h"
 #include "io/control_line.h"
+#include "io/unix_socket.h"
 
 /* The server side of the control protocol.
  *
@@ -235,40 +235,22 @@ static int on_accept(sd_event_source *source, int fd, uint32_t events, void *use
     return 0;
 }
 
-/* Binds; a socket that nobody serves any more is replaced. */
-static int bind_socket(int sock, const char *path, struct err *err)
-{
-    struct sockaddr_un addr = {.sun_family = AF_UNIX};
-    CLEANUP_FD int probe = -1;
-
-    memcpy(addr.sun_path, path, strlen(path));
-    if (control_connect(path, &probe, NULL) == 0)
-        return err_set(err, -EADDRINUSE, "%s: another process serves it", path);
-    if (unlink(path) < 0 && errno != ENOENT)
-        return err_sys(err, -errno, "%s", path);
-    if (bind(sock, (struct sockaddr *)&addr, sizeof(addr)) < 0)
-        return err_sys(err, -errno, "%s", path);
-    /* Nobody can connect before listen(), so the mode is right from the first moment. */
-    if (chmod(path, 0600) < 0 || listen(sock, CONTROL_CLIENTS_MAX) < 0)
-        return err_sys(err, -errno, "%s", path);
-    return 0;
-}
-
 int control_server_new(sd_event *event, const char *path, control_handler_fn *handler, void *user,
                        struct control_server **ret_server, struct err *err)
 {
     CLEANUP_FREE struct control_server *s = calloc(1, sizeof(*s));
-    CLEANUP_FD int sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    CLEANUP_FD int sock = -1, probe = -1;
     int r;
 
-    if (!s || sock < 0)
-        return err_set(err, -ENOMEM, "%s: out of memory or descriptors", path);
-    if (strlen(path) >= sizeof(s->path))
-        return err_set(err, -ENAMETOOLONG, "%s: too long for the path of a socket", path);
-    memcpy(s->path, path, strlen(path));
-    r = bind_socket(sock, path, err);
+    if (!s)
+        return err_set(err, -ENOMEM, "%s: out of memory", path);
+    /* A socket that nobody serves any more is replaced. */
+    if (control_connect(path, &probe, NULL) == 0)
+        return err_set(err, -EADDRINUSE, "%s: another process serves it", path);
+    r = unix_listen(path, CONTROL_CLIENTS_MAX, &sock, err);
     if (r < 0)
         return r;
+    memcpy(s->path, path, strlen(path)); /* fits, or it would not listen */
     s->event = event;
     s->handler = handler;
     s->user = user;
