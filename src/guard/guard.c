@@ -26,15 +26,22 @@ static void settle(struct guard *g);
 
 /* ---- actions ---- */
 
+/* The VM has gone to its standby, as was ordered. */
+static bool handed_over(const struct guard *g)
+{
+    return g->core.handed && g->core.state == PRIMARY_LOST && g->core.record.owner[0];
+}
+
 static int on_finish(sd_event_source *source, void *user)
 {
     struct guard *g = user;
 
     if (g->stop_request)
         control_reply(take_ptr(g->stop_request), NULL);
-    if (g->switch_request && g->core.state == PRIMARY_LOST && g->core.record.owner[0])
+    if (g->switch_request && handed_over(g))
         control_reply(take_ptr(g->switch_request), NULL);
-    return sd_event_exit(g->event, g->core.state == PRIMARY_LOST ? GUARD_LOST : GUARD_STOPPED);
+    return sd_event_exit(g->event, g->core.state == PRIMARY_LOST && !handed_over(g) ? GUARD_LOST
+                                                                                    : GUARD_STOPPED);
 }
 
 /* The end, from the loop: answers and files must not depend on who called. */
@@ -50,7 +57,9 @@ static void destroy_vm(struct guard *g)
     output_drop(g->output);
     if (g->body->vm)
         g->body->ops->kill(g->body->vm);
-    if (g->core.state == PRIMARY_LOST)
+    if (handed_over(g))
+        log_info("%s has it now", g->core.record.owner);
+    else if (g->core.state == PRIMARY_LOST)
         status_write_ended(g, g->why_ended[0] ? g->why_ended : "another host has taken it over");
     finish(g);
 }
