@@ -406,9 +406,11 @@ void resync_connect(struct guard *g)
 
 enum { DIFFERING_MAX = 1000 }; /* told */
 
-static json_t *verify_json(const struct verify *v)
+static json_t *verify_json(const struct guard *g, const struct copier_progress *now)
 {
+    const struct verify *v = &g->resync.verify;
     json_t *differing = json_array(), *verify;
+    uint64_t done = now->done_bytes; /* then: of the disk in work */
     uint32_t i;
 
     for (i = 0; i < v->differing.n && i < DIFFERING_MAX; i++) {
@@ -418,9 +420,11 @@ static json_t *verify_json(const struct verify *v)
             differing, json_pack("{s:i, s:I, s:I}", "disk", (int)r->disk, "offset",
                                  (json_int_t)r->offset, "bytes", (json_int_t)r->n_bytes));
     }
-    verify = json_pack("{s:b, s:I, s:I, s:o, s:b, s:I}", "running", v->running, "done_bytes",
-                       (json_int_t)v->done_bytes, "total_bytes", (json_int_t)v->total_bytes,
-                       "differing", differing, "more", v->differing.n > DIFFERING_MAX,
+    for (i = 0; i + 1 < g->body->disks->n && done >= g->body->disks->sizes[i]; i++)
+        done -= g->body->disks->sizes[i];
+    verify = json_pack("{s:b, s:i, s:I, s:I, s:o, s:b, s:I}", "running", v->running, "disk", (int)i,
+                       "done_bytes", (json_int_t)now->done_bytes, "total_bytes",
+                       (json_int_t)now->total_bytes, "differing", differing, "more", v->differing.n > DIFFERING_MAX,
                        "finished_at", (json_int_t)v->finished_at);
     if (v->error[0])
         (void)json_object_set_new(verify, "error", json_string(v->error));
@@ -466,7 +470,7 @@ json_t *resync_status(struct guard *g)
     }
     status = json_pack("{s:o}", "disks", list);
     if (s->verify.mark)
-        (void)json_object_set_new(status, "verify", verify_json(&s->verify));
+        (void)json_object_set_new(status, "verify", verify_json(g, &now));
     return status;
 }
 
@@ -540,6 +544,23 @@ static void finish_takeover(struct guard *g)
     }
 }
 
+static void look_at_takeover(struct guard *g)
+{
+    struct applier_report report;
+
+    applier_report_get(g->takeover.applier, &report);
+    if (report.error) {
+        /* Without an empty redo log the guest's writes could be undone one day: they fail, as they would on a
+         * disk of its own that is broken. */
+        log_error("the VM's disks cannot be written: %s", report.text);
+        (void)snprintf(g->resync.error, sizeof(g->resync.error), "%s", report.text);
+        disk_server_mode(g->body->disks->server, DISK_WAITING);
+        applier_close(take_ptr(g->takeover.applier));
+    } else if (applier_finished(g->takeover.applier)) {
+        finish_takeover(g);
+    }
+}
+
 static int on_disks(sd_event_source *source, int fd, uint32_t events, void *user)
 {
     struct guard *g = user;
@@ -547,17 +568,15 @@ static int on_disks(sd_event_source *source, int fd, uint32_t events, void *user
     uint64_t count;
 
     (void)!read(fd, &count, sizeof(count)); /* only wakes us */
-    if (g->takeover.applier && applier_finished(g->takeover.applier))
-        finish_takeover(g);
-    if (journal_poisoned(g->body->disks->journal))
+    if (g->takeover.applier)
+        look_at_takeover(g);
+    if (journal_poisoned(g->body->disks->journal)) {
+        g->link.poisoned = true; /* a record is missing: this session must not go on */
         link_broken(g, "out of memory for the disks' journal");
-    copier_progress_get(g->resync.copier, &progress);
-    if (g->resync.verify.running) {
-        g->resync.verify.done_bytes = progress.done_bytes;
-        g->resync.verify.total_bytes = progress.total_bytes;
-        if (progress.error)
-            verify_failed(g, strerror(-progress.error));
     }
+    copier_progress_get(g->resync.copier, &progress);
+    if (g->resync.verify.running && progress.error)
+        verify_failed(g, strerror(-progress.error));
     seed_continue(g);
     return 0;
 }

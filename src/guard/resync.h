@@ -23,7 +23,6 @@ enum resync_phase {
 struct verify {
     bool running;
     uint64_t mark;
-    uint64_t done_bytes, total_bytes;
     struct range_list differing;
     char error[128];
     int64_t finished_at; /* UNIX seconds; 0 = never */

@@ -48,6 +48,20 @@ void standby_finish(struct standby_shell *s, const char *why)
 
 /* ---- taking over ---- */
 
+/* The disks get what is committed. Their writes wait until the redo log is empty: see applier_finish(). */
+static int take_disks(struct standby_shell *s, struct err *err)
+{
+    struct applier_report report;
+
+    applier_drain(s->applier);
+    applier_report_get(s->applier, &report);
+    if (report.error)
+        return err_set(err, report.error,
+                       "%s (when that is repaired: understudy recover %s)", report.text, s->vm);
+    disk_server_mode(s->body->disks->server, DISK_HELD);
+    return 0;
+}
+
 /* The VM is ours. The image gets what is still staged, the hypervisor its device state. */
 static void activate(struct standby_shell *s, const struct arb_record *record)
 {
@@ -63,16 +77,15 @@ static void activate(struct standby_shell *s, const struct arb_record *record)
     (void)snprintf(s->takeover.from, sizeof(s->takeover.from), "%s", s->primary);
     receiver_detach(s->receiver);
     receiver_drain(s->receiver);
-    if (s->applier) {
-        applier_drain(s->applier);
-        disk_server_mode(s->body->disks->server, DISK_HELD);
-    }
+    r = s->applier ? take_disks(s, &err) : 0;
     receiver_report_get(s->receiver, &report);
     s->takeover.epoch = report.applied_epoch;
-    r = receiver_state(s->receiver, &format, &state.bytes, &state.n_bytes);
-    if (r < 0) {
-        (void)err_sys(&err, r, "device state");
-    } else {
+    if (r >= 0) {
+        r = receiver_state(s->receiver, &format, &state.bytes, &state.n_bytes);
+        if (r < 0)
+            (void)err_sys(&err, r, "device state");
+    }
+    if (r >= 0) {
         (void)snprintf(state.format, sizeof(state.format), "%s", format);
         /* Frames from before are for the VM at the other host, which may have answered them. */
         for (i = 0; i < s->body->spec.n_nics; i++)
