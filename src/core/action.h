@@ -32,15 +32,18 @@ enum action_type {
     ACT_VM_RESUME,     /* the hand-over was given up: the VM runs on (if it was stopped already) */
     /* standby */
     ACT_ACK,      /* acknowledge u.ack, then apply it */
-    ACT_ACTIVATE, /* the VM is ours, under u.record: run it from the newest whole epoch */
+    ACT_ACTIVATE, /* the VM is ours, under u.record: see below */
     ACT_DISCARD,  /* throw the copy away; the machine is finished: u.why */
 };
 
 /* ACT_COPY_RECORD: a VM with disks gets the activation record {COPY_PRIMARY, u.copy.term}
- * (core/copy.h) on stable storage: with `wait`, before the next action is carried out (a VM must not
- * run, or its process end, without it); otherwise soon, in the order of these actions, and in any
- * case before a guest that has just been taken over gets its first write carried out. If a
- * record with `wait` cannot be written the VM must not run: skip ACT_VM_RUN, step PEV_VM_DIED.
+ * (core/copy.h) on stable storage: with `wait`, before the next action is carried out; otherwise
+ * soon, and the newest one is enough; after a takeover in any case before the guest's first write
+ * is carried out and before the first epoch is sent. Should one with `wait` fail before ACT_VM_RUN,
+ * the VM must not run: skip the actions that follow it, then step PEV_VM_DIED.
+ *
+ * ACT_ACTIVATE: the VM is run from the newest epoch that is whole here, reported by SEV_STAGED or not:
+ * an epoch that is in the redo log and was not activated would be carried out after a crash.
  *
  * ACT_HAND_OVER: the last epoch is the first one that primary_cut() numbers afterwards, so a
  * checkpoint that was ordered before may become it. Its frames are read as at any cut. After it the

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "core/name.h"
+#include "core/primary_ask.h"
 
 enum { HAND_LOOK_MS = 50 }; /* between two looks whether the standby has taken over */
 
@@ -61,40 +62,6 @@ static void set_state(struct primary *p, enum primary_state state, const char *w
     p->state = state;
 }
 
-/* ---- questions to the arbiter ---- */
-
-static struct action *ask(struct primary *p, uint8_t op, struct actions *out)
-{
-    struct action *a = actions_add(out, ACT_ARB_ASK);
-
-    p->asking = true;
-    p->ask_at_ns = CORE_NEVER;
-    a->u.ask.id = ++p->ask_id;
-    a->u.ask.request.op = op;
-    return a;
-}
-
-static void ask_get(struct primary *p, struct actions *out)
-{
-    memset(&p->asked_for, 0, sizeof(p->asked_for));
-    (void)ask(p, WIRE_ARB_GET, out);
-}
-
-/* Asks for the swap of the record as last known. */
-static void ask_swap(struct primary *p, const char *owner, enum arb_mode mode, const char *standby,
-                     struct actions *out)
-{
-    struct action *a = ask(p, WIRE_ARB_CAS, out);
-    struct arb_record *wanted = &a->u.ask.request.wanted;
-
-    a->u.ask.request.expected = p->record;
-    wanted->term = p->record.term + 1;
-    wanted->mode = (uint8_t)mode;
-    name_copy(wanted->owner, owner);
-    name_copy(wanted->standby, standby);
-    p->asked_for = *wanted;
-}
-
 /* Asks what the present state wants from the arbiter. */
 static void ask_again(struct primary *p, struct actions *out)
 {
@@ -103,16 +70,16 @@ static void ask_again(struct primary *p, struct actions *out)
     case PRIMARY_SOLO:
     case PRIMARY_SEEDING:
     case PRIMARY_HANDING:
-        ask_get(p, out);
+        primary_ask_get(p, out);
         break;
     case PRIMARY_PAIRING:
-        ask_swap(p, p->self, ARB_PAIRED, p->peer, out);
+        primary_ask_swap(p, p->self, ARB_PAIRED, p->peer, out);
         break;
     case PRIMARY_ISOLATED:
-        ask_swap(p, p->self, ARB_SOLO, "", out);
+        primary_ask_swap(p, p->self, ARB_SOLO, "", out);
         break;
     case PRIMARY_STOPPING:
-        ask_swap(p, "", ARB_SOLO, "", out);
+        primary_ask_swap(p, "", ARB_SOLO, "", out);
         break;
     default:
         p->ask_at_ns = CORE_NEVER;
@@ -160,6 +127,11 @@ static void enter_isolated(struct primary *p, const char *why, struct actions *o
     ask_again(p, out);
 }
 
+static const char *why_lost(const struct primary *p)
+{
+    return p->handed ? "handed over" : "another host owns the VM";
+}
+
 static void enter_lost(struct primary *p, const char *why, uint16_t bye, struct actions *out)
 {
     set_state(p, PRIMARY_LOST, why, out);
@@ -189,23 +161,14 @@ static void start_judge(struct primary *p, struct actions *out)
 {
     const char *why = start_refusal(&p->order, &p->record, p->self);
 
-    if (why)
+    if (why) {
         start_refused(p, why, out);
-    else
-        ask_swap(p, p->self, ARB_SOLO, "", out);
-}
-
-/* The register's term is ours, or was when we gave it up: the activation record follows. */
-static void copy_record(struct primary *p, bool wait, struct actions *out)
-{
-    struct action *a;
-
-    if (p->copy_term == p->record.term)
         return;
-    p->copy_term = p->record.term;
-    a = actions_add(out, ACT_COPY_RECORD);
-    a->u.copy.term = p->record.term;
-    a->u.copy.wait = wait;
+    }
+    /* Should we be cut short between the swap and its record, this is what the copy is known by. */
+    if (p->order.copy.role != COPY_PRIMARY && !p->order.seize)
+        primary_copy_record(p, true, out);
+    primary_ask_swap(p, p->self, ARB_SOLO, "", out);
 }
 
 /* ---- events ---- */
@@ -213,7 +176,7 @@ static void copy_record(struct primary *p, bool wait, struct actions *out)
 /* The register now is what the last question wanted. */
 static void on_swapped(struct primary *p, uint64_t now, struct actions *out)
 {
-    copy_record(p, p->state == PRIMARY_STARTING || p->state == PRIMARY_STOPPING, out);
+    primary_copy_record(p, p->state == PRIMARY_STARTING || p->state == PRIMARY_STOPPING, out);
     switch (p->state) {
     case PRIMARY_STARTING:
         actions_add(out, ACT_VM_RUN);
@@ -238,7 +201,7 @@ static void on_swapped(struct primary *p, uint64_t now, struct actions *out)
 /* An earlier question of ours was carried out. */
 static void on_own_record(struct primary *p, struct actions *out)
 {
-    copy_record(p, false, out);
+    primary_copy_record(p, p->state == PRIMARY_STOPPING, out);
     if (p->state == PRIMARY_PAIRING)
         enter_isolated(p, "the record changed under the pairing", out);
     else
@@ -251,7 +214,7 @@ static void on_conflict(struct primary *p, struct actions *out)
     if (p->state == PRIMARY_STARTING)
         start_judge(p, out);
     else if (strcmp(p->record.owner, p->self) != 0)
-        enter_lost(p, "another host owns the VM", 0, out);
+        enter_lost(p, why_lost(p), 0, out);
     else
         on_own_record(p, out);
 }
@@ -270,7 +233,9 @@ static void on_looked(struct primary *p, uint64_t now, struct actions *out)
     if (p->state == PRIMARY_STARTING)
         start_judge(p, out);
     else if (strcmp(p->record.owner, p->self) != 0)
-        enter_lost(p, p->handed ? "handed over" : "another host owns the VM", 0, out);
+        enter_lost(p, why_lost(p), 0, out);
+    else if (p->state == PRIMARY_HANDING && p->link != LINK_UP)
+        enter_isolated(p, "the standby was lost", out);
     else if (p->state == PRIMARY_HANDING)
         p->ask_at_ns = now + HAND_LOOK_MS * UINT64_C(1000000);
     else if (p->state == PRIMARY_SEEDING && p->seeded)
@@ -308,6 +273,17 @@ static bool term_given(const struct primary *p)
     return p->arm_epoch != 0;
 }
 
+/* Perhaps the standby has taken over and hung up: look before leaving the pair. */
+static void on_hand_link_lost(struct primary *p, const char *why, uint64_t now,
+                              struct actions *out)
+{
+    drop_link(p, 0, p->handed ? CORE_NEVER : now + p->timing.resume_ns, out);
+    if (!p->handed)
+        enter_isolated(p, why, out);
+    else if (!p->asking)
+        primary_ask_get(p, out);
+}
+
 static void on_link_lost(struct primary *p, const char *why, uint64_t now, struct actions *out)
 {
     switch (p->state) {
@@ -325,9 +301,11 @@ static void on_link_lost(struct primary *p, const char *why, uint64_t now, struc
         /* fallthrough */
     case PRIMARY_PAIRING:
     case PRIMARY_PROTECTED:
-    case PRIMARY_HANDING:
         drop_link(p, 0, now + p->timing.resume_ns, out);
         enter_isolated(p, why, out);
+        break;
+    case PRIMARY_HANDING:
+        on_hand_link_lost(p, why, now, out);
         break;
     case PRIMARY_ISOLATED:
         drop_link(p, 0, now + p->timing.resume_ns, out);
@@ -397,14 +375,8 @@ static void on_ack(struct primary *p, const struct primary_event *ev, uint64_t n
     }
 }
 
-static void on_peer_bye(struct primary *p, uint16_t reason, uint64_t now, struct actions *out)
+static void on_peer_bye(struct primary *p, uint64_t now, struct actions *out)
 {
-    if (p->handed && p->state == PRIMARY_HANDING && reason == WIRE_BYE_TAKEN_OVER) {
-        drop_link(p, 0, CORE_NEVER, out);
-        if (!p->asking)
-            ask_get(p, out); /* the register's word counts, not the standby's */
-        return;
-    }
     on_link_lost(p, "the standby gave the session up", now, out);
     if (p->state == PRIMARY_ISOLATED)
         p->connect_at_ns = CORE_NEVER; /* there is nothing left to resume */
@@ -417,7 +389,7 @@ static void on_seeded(struct primary *p, struct actions *out)
     /* Not before the arbiter has answered: without it there would be no way back from ARMING. */
     p->seeded = true;
     if (!p->asking)
-        ask_get(p, out);
+        primary_ask_get(p, out);
 }
 
 static void on_protect(struct primary *p, const char *host, uint64_t now, struct actions *out)
@@ -459,6 +431,7 @@ static void on_stop(struct primary *p, struct actions *out)
         set_state(p, PRIMARY_STOPPING, "stop", out);
         actions_add(out, ACT_GATE_HOLD);
         p->connect_at_ns = CORE_NEVER;
+        primary_copy_record(p, true, out); /* a stopped VM's copy is known by its last terms */
         ask_again(p, out);
     }
 }
@@ -530,7 +503,7 @@ void primary_step(struct primary *p, const struct primary_event *ev, uint64_t no
         break;
     case PEV_PEER_BYE:
         if (p->link != LINK_NONE)
-            on_peer_bye(p, ev->u.bye, now, out);
+            on_peer_bye(p, now, out);
         break;
     case PEV_SEEDED:
         on_seeded(p, out);
@@ -610,7 +583,7 @@ void primary_init_start(struct primary *p, const char *self, const struct core_t
     p->order = *order;
     name_copy(p->wanted, wanted);
     p->start_deadline_ns = now + timing->start_ns;
-    ask_get(p, out);
+    primary_ask_get(p, out);
 }
 
 void primary_init_takeover(struct primary *p, const char *self, const struct core_timing *timing,
@@ -622,5 +595,5 @@ void primary_init_takeover(struct primary *p, const char *self, const struct cor
     p->ask_at_ns = 0; /* a first look at once */
     p->next_epoch = epoch + 1;
     p->committed = epoch;
-    copy_record(p, false, out);
+    primary_copy_record(p, false, out);
 }

@@ -102,7 +102,6 @@ struct primary {
     struct arb_record asked_for; /* what it wants the record to become */
     uint64_t ask_at_ns;          /* not asking: when to ask (again); CORE_NEVER = nothing to ask */
     uint64_t start_deadline_ns;
-    uint64_t copy_term;  /* newest one that ACT_COPY_RECORD was given; 0 = none */
     bool arbiter_silent; /* the last question got no answer */
     bool seeded;         /* SEEDING: all is there, the register is being looked at */
 };
