@@ -30,6 +30,14 @@ static uint64_t arrival(struct world *w, unsigned from, unsigned to)
     return until + rng_log(w, NS_PER_MS, NS_PER_S);
 }
 
+static bool by_order(const struct world *w, uint8_t proc)
+{
+    const struct primary *p = &w->hosts[proc / 2].guard.core;
+
+    return proc % 2 == ROLE_GUARD && p->state == PRIMARY_STARTING &&
+           (p->order.recover || p->order.seize);
+}
+
 void arbiter_ask(struct world *w, uint8_t proc, uint64_t id, const struct wire_arb_request *request,
                  uint32_t session)
 {
@@ -51,6 +59,7 @@ void arbiter_ask(struct world *w, uint8_t proc, uint64_t id, const struct wire_a
         .proc = proc,
         .life = proc_get(w, proc)->life,
         .session = session,
+        .by_order = by_order(w, proc),
     };
     memcpy(ask->request.vm, "vm", sizeof("vm"));
     if (arb_request_check(&ask->request, NULL) < 0)

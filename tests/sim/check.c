@@ -42,6 +42,8 @@ void check_register(struct world *w, const struct arb_record *before, const stru
         world_fail(w, "simulator: too many terms");
         return;
     }
+    if (ask->by_order)
+        t->must_activate = 0; /* a person's word: nobody lives who could */
     t->last_term = reg->term;
     t->history[reg->term] = *reg;
     t->paired_session[reg->term] = reg->mode == ARB_PAIRED ? ask->session : 0;
@@ -153,6 +155,8 @@ void check_emit(struct world *w, unsigned host, const struct frame *frame, bool 
     if (late && w->arbiter.owner != host)
         cover(w, COVER_SLOW_WIRE);
     if (current) {
+        if (frame->flush > t->required)
+            t->required = frame->flush;
         t->emitted++;
         t->last_emit_ns = w->now_ns;
     }
@@ -182,7 +186,7 @@ static void cover_takeover(struct world *w, const struct sim_standby *s)
     const struct sim_guard *g = &w->hosts[s->primary].guard;
     bool same = g->session == s->session;
 
-    if (w->covered & (UINT64_C(1) << COVER_TAKEOVER))
+    if (w->covered[COVER_TAKEOVER])
         cover(w, COVER_TAKEOVER_AGAIN);
     cover(w, COVER_TAKEOVER);
     cover(w, guard_alive(w, s->primary) && same ? COVER_TAKEOVER_FROM_LIVING
@@ -214,12 +218,28 @@ void check_activate(struct world *w, unsigned host, const struct sim_standby *s,
     else if (!state_covers(w, s->image.state, *front))
         world_fail(w, "I2: %s activates state %u.%u, history is at %u.%u", host_names[host],
                    s->image.state.branch, s->image.state.index, front->branch, front->index);
+    if (session->handed && !same_state(session->handed_state, s->image.state))
+        world_fail(w, "S: %s goes on at state %u.%u, but it was handed over at %u.%u",
+                   host_names[host], s->image.state.branch, s->image.state.index,
+                   session->handed_state.branch, session->handed_state.index);
     cover_takeover(w, s);
     *front = s->image.state;
 }
 
+/* The primary tells the standby to go on. */
+void check_bye(struct world *w, unsigned host)
+{
+    const struct sim_guard *g = &w->hosts[host].guard;
+    struct session *s = &w->truth.sessions[g->session];
+
+    s->handed = true;
+    s->handed_state = g->vm.state;
+}
+
 void check_boot(struct world *w, unsigned host)
 {
+    if (w->setup.disks)
+        check_disk_start(w, host, w->hosts[host].guard.core.order.seize);
     if (w->truth.must_activate)
         world_fail(w, "%s starts the VM anew although a standby had to take over",
                    host_names[host]);
@@ -290,6 +310,7 @@ void check_step(struct world *w)
             break;
         case PRIMARY_PAIRING:
         case PRIMARY_PROTECTED:
+        case PRIMARY_HANDING:
         case PRIMARY_ISOLATED:
             if (!g->gate.holding)
                 world_fail(w, "I1: %s is %s and holds nothing", host_names[i],
@@ -298,6 +319,11 @@ void check_step(struct world *w)
         default:
             break;
         }
+        if (g->vm.exists && g->vm.paused && g->cut == CUT_IDLE && !g->next_action &&
+            !g->core.handing)
+            world_fail(w, "S: the VM of %s stands still for nothing", host_names[i]);
+        if (g->core.handed && g->vm.exists && !g->vm.paused)
+            world_fail(w, "S: %s has handed its VM over and runs it all the same", host_names[i]);
         if (g->reports_protected)
             check_report(w, i, g);
         else

@@ -47,7 +47,26 @@
     X(ARB_CRASH_APPLIED, "a question carried out by an arbiter that crashed", 50)                  \
     X(ARB_ERROR, "errors of the arbiter", 100)                                                     \
     X(DIED_UNPROTECTED, "VMs that died unprotected", 1000)                                         \
-    X(SEIZED, "starts with seize, when nothing else was left", 10)                                 \
+    X(SEIZED, "starts with seize", 50)                                                             \
+    X(HANDED_OVER, "switchovers", 1000)                                                            \
+    X(HAND_GIVEN_UP, "switchovers that were given up: the VM ran on", 100)                         \
+    X(HAND_TAKEN_LATE, "... or were found to have happened", 20)                                   \
+    X(HAND_DIED, "VMs that died while they were handed over", 20)                                  \
+    X(RESYNC_UNION, "disks brought up to date by the dirty maps", 10000)                           \
+    X(RESYNC_UNDO, "... which undid what a former primary wrote last", 1000)                       \
+    X(RESYNC_FULL, "disks copied as a whole", 10000)                                               \
+    X(REDO_REPLAYED, "redo logs replayed", 1000)                                                   \
+    X(REDO_TORN, "... after a crash in the middle of applying an epoch", 200)                      \
+    X(TAIL_TAKEN, "takeovers with an epoch that was verified and not yet reported", 20)            \
+    X(HELD_WRITE, "guest writes that waited for the redo log to be emptied", 1000)                 \
+    X(POWER_LOST_WRITES, "losses of power that took writes", 5000)                                 \
+    X(POWER_LOST_REDO, "losses of power that took epochs of a redo log", 500)                      \
+    X(RECOVERED, "recoveries from the newest copy after both hosts had gone", 500)                 \
+    X(STARTED_CLAIMED, "starts from a copy that had been claimed and had not run", 20)             \
+    X(STARTED_FLUSHED, "starts that had to find flushed writes", 2000)                             \
+    X(REFUSED_OLDER, "starts refused because the copy is older", 1000)                             \
+    X(REFUSED_INCOMPLETE, "starts refused because the copy is incomplete", 200)                    \
+    X(REFUSED_UNKNOWN, "starts refused because nothing is known of the copy", 200)                 \
     X(THIRD_HOST, "schedules with three hosts", 5000)
 
 enum coverage {

@@ -10,6 +10,7 @@ enum fault {
     FAULT_PARTITION,
     FAULT_BREAK,
     FAULT_HOST_CRASH,
+    FAULT_POWER, /* all hosts at once */
     FAULT_GUARD_CRASH,
     FAULT_VM_CRASH,
     FAULT_STANDBY_CRASH,
@@ -25,7 +26,8 @@ enum fault {
 static const uint8_t weights[FAULTS][PROFILES] = {
     /* none, light, network, crash, freeze, everything */
     [FAULT_PARTITION] = {0, 0, 6, 0, 0, 6},      [FAULT_BREAK] = {0, 0, 3, 2, 1, 4},
-    [FAULT_HOST_CRASH] = {0, 0, 0, 3, 0, 2},     [FAULT_GUARD_CRASH] = {0, 0, 0, 3, 0, 2},
+    [FAULT_HOST_CRASH] = {0, 0, 0, 3, 0, 2},     [FAULT_POWER] = {0, 0, 0, 2, 0, 1},
+    [FAULT_GUARD_CRASH] = {0, 0, 0, 3, 0, 2},
     [FAULT_VM_CRASH] = {0, 0, 0, 3, 0, 2},       [FAULT_STANDBY_CRASH] = {0, 0, 0, 4, 0, 2},
     [FAULT_FREEZE_HOST] = {0, 0, 0, 0, 4, 2},    [FAULT_FREEZE_GUARD] = {0, 0, 0, 0, 4, 2},
     [FAULT_FREEZE_STANDBY] = {0, 0, 0, 0, 4, 2}, [FAULT_ARBITER_CRASH] = {0, 0, 0, 2, 0, 2},
@@ -47,6 +49,7 @@ static void setup_timing(struct world *w, bool vary)
         .reprotect_ns = 300 * NS_PER_MS,
         .look_ns = NS_PER_S,
         .start_ns = 5 * NS_PER_S,
+        .hand_over_ns = 2 * NS_PER_S,
     };
 
     s->heartbeat_ns = 20 * NS_PER_MS;
@@ -57,6 +60,7 @@ static void setup_timing(struct world *w, bool vary)
         timing.resume_ns = rng_log(w, NS_PER_MS, 300 * NS_PER_MS);
         timing.reprotect_ns = rng_log(w, NS_PER_MS, 500 * NS_PER_MS);
         timing.start_ns = rng_log(w, 300 * NS_PER_MS, 5 * NS_PER_S);
+        timing.hand_over_ns = rng_log(w, 10 * NS_PER_MS, 2 * NS_PER_S);
         s->heartbeat_ns = rng_range(w, 8 * NS_PER_MS, 20 * NS_PER_MS);
         s->arb_timeout_ns = rng_log(w, 20 * NS_PER_MS, NS_PER_S);
         s->connect_ns = rng_log(w, 200 * NS_PER_MS, NS_PER_S);
@@ -76,6 +80,10 @@ static void setup_load(struct world *w, bool busy)
 
     s->step_mean_ns = rng_log(w, 500 * NS_PER_US, (busy ? 3 : 6) * NS_PER_MS);
     s->frame_rate = (unsigned)rng_range(w, busy ? 350000 : 150000, 700000);
+    s->disks = rng_chance(w, 800000);
+    s->seize = rng_chance(w, 100000);
+    s->write_rate = (unsigned)rng_log(w, 5000, 500000);
+    s->flush_rate = (unsigned)rng_log(w, 5000, 200000);
     s->seeds = (unsigned)rng_range(w, 1, 6);
     s->seed_ahead = rng_chance(w, 300000);
     s->interval_min_ns = rng_log(w, NS_PER_MS, 8 * NS_PER_MS);
@@ -117,7 +125,7 @@ void faults_begin(struct world *w)
 {
     const struct setup *s = &w->setup;
 
-    guard_start(w, 0, 1, false);
+    guard_start(w, 0, 1, HOW_START);
     world_post(w, NS_PER_MS, EV_OPERATOR, NO_PROC, 0);
     if (s->profile == PROFILE_LIGHT) {
         world_post(w, s->heal_at_ns, EV_SINGLE, NO_PROC, 0);
@@ -190,6 +198,10 @@ static void inflict(struct world *w, enum fault fault)
         break;
     case FAULT_HOST_CRASH:
         host_crash(w, host, rng_log(w, 30 * NS_PER_MS, 2 * NS_PER_S));
+        break;
+    case FAULT_POWER:
+        for (host = 0; host < w->n_hosts; host++)
+            host_crash(w, host, rng_log(w, 30 * NS_PER_MS, 2 * NS_PER_S));
         break;
     case FAULT_GUARD_CRASH:
         if (guard_alive(w, host))
@@ -265,9 +277,6 @@ bool fault_midway(struct world *w, unsigned host)
 
 void fault_single(struct world *w)
 {
-    uint64_t for_ns = rng_range(w, 800 * NS_PER_MS, 3 * NS_PER_S);
-    unsigned i;
-
     if (w->now_ns > 5 * NS_PER_S) {
         world_fail(w, "no fault at all, and the VM is not protected");
         return;
@@ -277,6 +286,26 @@ void fault_single(struct world *w)
         return;
     }
     world_post(w, w->now_ns + VERDICT_MS * NS_PER_MS, EV_VERDICT, NO_PROC, 0);
+    fault_hit(w);
+}
+
+/* Often the primary is hit at some point of it: it does not matter where, the VM has to go on. */
+static void switchover(struct world *w)
+{
+    static const enum single then[] = {SINGLE_HOST, SINGLE_GUARD, SINGLE_VM, SINGLE_FREEZE};
+
+    guard_simple_step(w, 0, PEV_SWITCHOVER);
+    if (rng_chance(w, 300000))
+        return;
+    w->setup.single = then[rng_below(w, sizeof(then) / sizeof(then[0]))];
+    world_post(w, w->now_ns + rng_log(w, 100 * NS_PER_US, 100 * NS_PER_MS), EV_HIT, NO_PROC, 0);
+}
+
+void fault_hit(struct world *w)
+{
+    uint64_t for_ns = rng_range(w, 800 * NS_PER_MS, 3 * NS_PER_S);
+    unsigned i;
+
     switch (w->setup.single) {
     case SINGLE_HOST:
         host_crash(w, 0, for_ns);
@@ -304,6 +333,9 @@ void fault_single(struct world *w)
         break;
     case SINGLE_FREEZE_STANDBY:
         proc_freeze(w, proc_id(1, ROLE_STANDBY), for_ns);
+        break;
+    case SINGLE_SWITCHOVER:
+        switchover(w);
         break;
     default:
         for (i = 0; i < w->n_hosts; i++)

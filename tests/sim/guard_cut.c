@@ -96,26 +96,34 @@ void frames_write_decided(struct world *w, unsigned host)
 
 /* ---- epochs ---- */
 
-static void send_epoch(struct world *w, unsigned host, uint64_t epoch, uint64_t term, uint64_t base,
-                       struct state state)
+/* Numbers an epoch of the VM as it stands. */
+static struct msg take_epoch(struct world *w, unsigned host, uint64_t base)
 {
     struct sim_guard *g = &w->hosts[host].guard;
     struct msg msg = {
         .type = MSG_PART,
-        .epoch = epoch,
-        .term = term,
         .base = base,
-        .state = state,
+        .state = g->vm.state,
+        .memory = g->vm.memory,
         .parts = (uint32_t)rng_range(w, 1, 2),
     };
+
+    msg.epoch = g->last_cut = primary_cut(&g->core, &msg.term);
+    msg.delta = disk_cut(w, host, msg.epoch, msg.term);
+    return msg;
+}
+
+static void send_epoch(struct world *w, unsigned host, struct msg msg)
+{
+    struct sim_guard *g = &w->hosts[host].guard;
     uint32_t i;
 
     for (i = 0; i < msg.parts; i++)
         conn_send(w, g->data, 0, &msg);
     msg.type = MSG_END;
     conn_send(w, g->data, 0, &msg);
-    if (planted(w, PLANT_RELEASE_ON_SENT) && term) {
-        g->gate.committed = epoch;
+    if (planted(w, PLANT_RELEASE_ON_SENT) && msg.term) {
+        g->gate.committed = msg.epoch;
         (void)frames_release(w, host); /* no schedule of this plant freezes here */
     }
 }
@@ -170,7 +178,8 @@ void cut_if_due(struct world *w, unsigned host)
         controller_probed(&g->controller, w->now_ns, 50 * NS_PER_US);
     }
     controller_input(g, &in);
-    if (g->core.arm_epoch && !controller_due(&g->controller, &in, w->now_ns))
+    if (g->core.arm_epoch && g->core.state != PRIMARY_HANDING &&
+        !controller_due(&g->controller, &in, w->now_ns))
         return;
     g->cut = CUT_STOPPING;
     g->vm.paused = true;
@@ -183,6 +192,8 @@ static void resume_vm(struct world *w, unsigned host)
     struct sim_guard *g = &w->hosts[host].guard;
 
     g->cut = CUT_IDLE;
+    if (g->stands)
+        return;
     g->vm.paused = false;
     vm_resume(w, host);
 }
@@ -202,10 +213,9 @@ void cut_open(struct world *w, unsigned host)
         copy_ns = rng_range(w, 50 * NS_PER_MS, 300 * NS_PER_MS); /* waits for staging memory */
     g->cut = CUT_COPYING;
     g->cut_conn = g->data;
-    g->cut_base = g->rebase ? g->core.committed : g->last_cut;
+    g->cut_msg = take_epoch(w, host, g->rebase ? g->core.committed : g->last_cut);
     g->rebase = false;
-    g->cut_epoch = g->last_cut = primary_cut(&g->core, &g->cut_term);
-    g->cut_state = g->vm.state;
+    g->stands = g->core.hand_epoch == g->cut_msg.epoch;
     g->vm.dirty_pages = g->dirty_seen = 0;
     world_post(w, w->now_ns + copy_ns, EV_CUT_DONE, proc_id(host, ROLE_GUARD), 0);
 }
@@ -221,12 +231,12 @@ void cut_done(struct world *w, unsigned host)
     if (g->seeding)
         cover(w, COVER_CUT_IN_SEEDING);
     if (planted(w, PLANT_STAMP_LATE))
-        g->stamp_later = g->cut_epoch;
+        g->stamp_later = g->cut_msg.epoch;
     else
-        gate_cut(&g->gate, g->cut_epoch);
+        gate_cut(&g->gate, g->cut_msg.epoch);
     if (g->up && g->data == g->cut_conn) {
-        send_epoch(w, host, g->cut_epoch, g->cut_term, g->cut_base, g->cut_state);
-    } else if (g->core.pair_term == g->cut_term) {
+        send_epoch(w, host, g->cut_msg);
+    } else if (g->core.pair_term == g->cut_msg.term) {
         /* The link broke under it: it is among the lost ones. */
         if (g->up)
             cover(w, COVER_CUT_LOST);
@@ -241,18 +251,32 @@ void cut_done(struct world *w, unsigned host)
     }
 }
 
+static void seed_once(struct world *w, unsigned host)
+{
+    struct sim_guard *g = &w->hosts[host].guard;
+    uint8_t blocks = g->to_copy;
+    struct msg msg;
+
+    if (--g->seeds_left)
+        blocks &= (uint8_t)rng_below(w, 1u << BLOCKS);
+    g->to_copy &= (uint8_t)~blocks;
+    disk_copy_blocks(w, host, blocks);
+    msg = take_epoch(w, host, g->last_cut);
+    g->last_seed = msg.epoch;
+    gate_cut(&g->gate, g->last_seed);
+    send_epoch(w, host, msg);
+}
+
 void cut_seed(struct world *w, unsigned host)
 {
     struct sim_guard *g = &w->hosts[host].guard;
-    uint64_t term, base = g->last_cut;
 
     if (!g->seeding)
         return;
-    if (g->seeds_left) {
-        g->seeds_left--;
-        g->last_seed = g->last_cut = primary_cut(&g->core, &term);
-        gate_cut(&g->gate, g->last_seed);
-        send_epoch(w, host, g->last_seed, term, base, g->vm.state);
+    if (w->hosts[host].disk.held) {
+        world_post(w, w->now_ns + NS_PER_MS, EV_SEED, proc_id(host, ROLE_GUARD), 0);
+    } else if (g->seeds_left) {
+        seed_once(w, host);
         world_post(w, w->now_ns + rng_log(w, NS_PER_MS, 30 * NS_PER_MS), EV_SEED,
                    proc_id(host, ROLE_GUARD), 0);
     } else if (w->setup.seed_ahead || g->core.committed >= g->last_seed) {

@@ -18,6 +18,7 @@ static void guard_exit(struct world *w, unsigned host)
 
     conn_close(w, g->control, 0, true);
     conn_close(w, g->data, 0, true);
+    disk_close(w, host);
     proc_end(w, proc_id(host, ROLE_GUARD));
 }
 
@@ -82,6 +83,10 @@ static void note_transition(struct world *w, unsigned host, const struct action 
         cover(w, COVER_ABORT_PAIRING);
     if (strcmp(from, "protected") == 0 && strcmp(to, "stopping") == 0)
         cover(w, COVER_STOP_PROTECTED);
+    if (strcmp(from, "handing") == 0 && strcmp(to, "lost") == 0 && p->handed)
+        cover(w, COVER_HANDED_OVER);
+    if (strcmp(from, "isolated") == 0 && strcmp(to, "lost") == 0 && p->handed)
+        cover(w, COVER_HAND_TAKEN_LATE);
     if (strcmp(to, "stopped") == 0 && strcmp(from, "stopping") == 0)
         cover(w, COVER_STOPPED);
     if (strcmp(to, "lost") == 0 && w->hosts[host].guard.vm.exists) {
@@ -121,6 +126,12 @@ static void start_refused(struct world *w, unsigned host, const struct action *a
 {
     TRACE(w, "%s guard: start refused: %s", host_names[host], a->u.why);
     cover(w, strstr(a->u.why, "does not answer") ? COVER_START_TIMEOUT : COVER_START_REFUSED);
+    if (strstr(a->u.why, "are older"))
+        cover(w, COVER_REFUSED_OLDER);
+    if (strstr(a->u.why, "not complete"))
+        cover(w, COVER_REFUSED_INCOMPLETE);
+    if (strstr(a->u.why, "nothing is known"))
+        cover(w, COVER_REFUSED_UNKNOWN);
     guard_exit(w, host);
 }
 
@@ -133,6 +144,7 @@ static void seed_begin(struct world *w, unsigned host)
     g->last_seed = g->core.committed;
     g->last_cut = 0;
     g->rebase = false;
+    g->to_copy = w->setup.disks ? disk_resync(w, host) : 0;
     world_post(w, w->now_ns, EV_SEED, proc_id(host, ROLE_GUARD), 0);
 }
 
@@ -141,9 +153,30 @@ static bool committed(struct world *w, unsigned host, uint64_t epoch)
     struct sim_guard *g = &w->hosts[host].guard;
 
     g->gate.committed = epoch;
+    disk_committed(w, host, epoch);
     if (g->seeding && !g->seeds_left)
         world_post(w, w->now_ns, EV_SEED, proc_id(host, ROLE_GUARD), 0);
     return frames_release(w, host);
+}
+
+static void say_bye(struct world *w, unsigned host, uint16_t reason)
+{
+    struct msg msg = {.type = MSG_BYE, .bye = reason};
+
+    check_bye(w, host);
+    conn_send(w, w->hosts[host].guard.control, 0, &msg);
+}
+
+static void resume_handed(struct world *w, unsigned host)
+{
+    struct sim_guard *g = &w->hosts[host].guard;
+
+    cover(w, COVER_HAND_GIVEN_UP);
+    g->stands = false;
+    if (g->cut != CUT_IDLE)
+        return; /* resumed when that is done */
+    g->vm.paused = false;
+    vm_resume(w, host);
 }
 
 /* False: the guard froze in the middle of it. */
@@ -178,6 +211,7 @@ static bool act(struct world *w, unsigned host, const struct action *a)
         break;
     case ACT_REBASE:
         cover(w, COVER_RESUMED);
+        disk_rebase(w, host);
         g->sent_before = g->core.next_epoch - 1;
         g->rebase = !planted(w, PLANT_NO_REBASE);
         break;
@@ -186,13 +220,24 @@ static bool act(struct world *w, unsigned host, const struct action *a)
         break;
     case ACT_GATE_FLOW:
         g->gate.holding = false;
+        disk_solo(w, host);
         return frames_release(w, host);
     case ACT_COMMITTED:
         return committed(w, host, a->u.epoch);
     case ACT_COPY_RECORD:
+        if (w->setup.disks)
+            disk_record(w, host, a->u.copy.term, a->u.copy.wait);
+        break;
     case ACT_HAND_OVER:
+        if (planted(w, PLANT_BYE_EARLY))
+            say_bye(w, host, WIRE_BYE_SWITCHOVER);
+        break;
     case ACT_SAY_BYE:
+        if (!planted(w, PLANT_BYE_EARLY))
+            say_bye(w, host, a->u.bye);
+        break;
     case ACT_VM_RESUME:
+        resume_handed(w, host);
         break;
     default: /* the standby's */
         world_fail(w, "a primary wants action %d", (int)a->type);
@@ -208,6 +253,8 @@ static void report(struct world *w, unsigned host)
     g->reports_protected =
         g->core.state == PRIMARY_PROTECTED ||
         (planted(w, PLANT_SEEDING_PROTECTED) && g->core.state == PRIMARY_SEEDING);
+    if (planted(w, PLANT_RESUME_UNASKED) && g->stands && g->core.state == PRIMARY_ISOLATED)
+        resume_handed(w, host);
     if (planted(w, PLANT_NO_HOLD) && g->core.state == PRIMARY_PROTECTED)
         g->gate.holding = true;
 }
@@ -275,6 +322,8 @@ static void on_ready(struct world *w, unsigned host, const struct msg *m)
         return;
     g->ready_epoch = m->epoch;
     g->ready_term = m->term;
+    g->ready_sync = m->sync;
+    g->ready_dirty = m->delta.mask;
     g->heartbeat_at_ns = w->now_ns;
     g->data = conn_open(w, host, c->end[1].node, CHANNEL_DATA, g->session, g->resume);
     guard_set_timer(w, host);
@@ -315,6 +364,7 @@ static void on_peer_message(struct world *w, unsigned host, const struct msg *m)
     } else if (m->type == MSG_ACK) {
         ev.u.ack.epoch = m->epoch;
         ev.u.ack.term = m->term;
+        disk_durable(w, host, planted(w, PLANT_MAP_AT_ACK) ? m->epoch : m->durable);
         guard_step(w, host, &ev);
     } else if (m->type == MSG_BYE && !planted(w, PLANT_DEAF)) {
         ev.type = PEV_PEER_BYE;
@@ -458,6 +508,12 @@ void guard_event(struct world *w, unsigned host, const struct event *ev)
     case EV_SEED:
         cut_seed(w, host);
         break;
+    case EV_RECORD:
+        disk_record_due(w, host);
+        break;
+    case EV_DISK_OPEN:
+        disk_release(w, host);
+        break;
     default:
         break;
     }
@@ -478,17 +534,28 @@ static void guard_init(struct world *w, unsigned host)
     g->reports_protected = false;
     g->untrue_since_ns = 0;
     g->next_action = 0;
+    g->stands = false;
+    g->journal = (struct sim_journal){.on = false};
     cut_init(w, host);
 }
 
-void guard_start(struct world *w, unsigned host, int wanted, bool seize)
+void guard_start(struct world *w, unsigned host, int wanted, enum start_how how)
 {
+    static const char *const texts[] = {"starts", "starts, to recover", "starts, and seizes"};
+    struct start_order order = {
+        .has_disks = w->setup.disks,
+        .recover = how == HOW_RECOVER,
+        .seize = how == HOW_SEIZE,
+    };
     struct sim_guard *g = &w->hosts[host].guard;
-    struct start_order order = {.seize = seize};
     struct actions out;
 
-    TRACE(w, "%s guard: starts%s", host_names[host], seize ? ", and seizes" : "");
+    TRACE(w, "%s guard: %s", host_names[host], texts[how]);
     guard_init(w, host);
+    disk_open(w, host);
+    order.copy = w->hosts[host].disk.record;
+    if (planted(w, PLANT_STALE_NEWEST) && order.copy.role == COPY_PRIMARY)
+        order.has_disks = false;
     out.n = 0;
     primary_init_start(&g->core, host_names[host], &w->setup.primary,
                        wanted == NONE ? "" : host_names[wanted], &order, w->now_ns, &out);
@@ -507,6 +574,10 @@ void guard_takeover(struct world *w, unsigned host, const struct arb_record *rec
     primary_init_takeover(&g->core, host_names[host], &w->setup.primary, record, image->epoch,
                           &out);
     gate_init(&g->gate, g->core.next_epoch);
-    vm_activate(w, host, image->state);
+    if (w->setup.disks) {
+        check_disk_matches(w, host, &image->memory, "taking over");
+        disk_hold(w, host);
+    }
+    vm_activate(w, host, image);
     carry_out(w, host, &out, 0);
 }

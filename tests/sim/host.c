@@ -228,6 +228,7 @@ void host_crash(struct world *w, unsigned host, uint64_t down_ns)
     TRACE(w, "%s: crashes", host_names[host]);
     proc_die(w, proc_id(host, ROLE_GUARD), true);
     proc_die(w, proc_id(host, ROLE_STANDBY), true);
+    disk_power_loss(w, host);
     h->up = false;
     h->frozen_until_ns = 0;
     world_post(w, w->now_ns + down_ns, EV_HOST_UP, NO_PROC, host);

@@ -18,7 +18,10 @@ void live_vm_dies(struct world *w, unsigned host)
 
     if (!h->guard.vm.exists)
         return;
-    if (h->guard.reports_protected && truly_protected(w, host) && w->arbiter.owner == host)
+    if (h->guard.core.state == PRIMARY_HANDING)
+        cover(w, COVER_HAND_DIED);
+    if ((h->guard.reports_protected || h->guard.core.state == PRIMARY_HANDING) &&
+        truly_protected(w, host) && w->arbiter.owner == host)
         w->truth.must_activate = h->guard.session;
     else if (w->arbiter.owner == host)
         cover(w, COVER_DIED_UNPROTECTED);
@@ -105,9 +108,11 @@ void live_verdict(struct world *w)
 
     if (t->n_boots != 1 || host == NONE)
         world_fail(w, "one fault, and the VM is lost");
+    else if (single == SINGLE_SWITCHOVER && host == 0)
+        world_fail(w, "a switchover was ordered, and the VM is where it was");
     else if (primary_hit && host == 0)
         world_fail(w, "the primary failed, and nobody has taken over");
-    else if (!primary_hit && single != SINGLE_LINK && host != 0)
+    else if (!primary_hit && single != SINGLE_LINK && single != SINGLE_SWITCHOVER && host != 0)
         world_fail(w, "the primary was well, and lost the VM");
     else if (t->last_emit_ns + FLOW_MS * NS_PER_MS < w->now_ns)
         world_fail(w, "one fault, and no frame gets out any more");

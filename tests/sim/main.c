@@ -15,7 +15,7 @@
 /* The command line: many schedules on a few processes, or one with its trace, or planted bugs that
  * have to be found. Prints TAP. */
 
-enum { JOBS_MAX = 16, PLANT_SCHEDULES = 20000, COVERAGE_FROM = 10000, TEXT_MAX = 512 };
+enum { JOBS_MAX = 16, PLANT_SCHEDULES = 200000, COVERAGE_FROM = 10000, TEXT_MAX = 512 };
 
 static const struct {
     const char *name, *text;
@@ -106,7 +106,7 @@ static int run_one(const struct options *o)
     if (failed && !o->verbose)
         world_print_trace(w);
     for (i = 0; i < COVERAGES; i++) {
-        if (w->covered & (UINT64_C(1) << i))
+        if (w->covered[i])
             printf("# met: %s\n", coverage[i].text);
     }
     printf("%s 1 - seed %" PRIu64 ", profile %s, %.3f s, %" PRIu64 " events%s%s\n1..1\n",
@@ -134,7 +134,7 @@ static void job(const struct options *o, unsigned number, struct result *result)
         result->events += w->n_events;
         result->virtual_ns += w->now_ns;
         for (c = 0; c < COVERAGES; c++)
-            result->covered[c] += (w->covered >> c) & 1;
+            result->covered[c] += w->covered[c];
         if (w->failed) {
             result->failed = true;
             result->seed = seed;

@@ -2,11 +2,11 @@
 #include "sim.h"
 
 /* The people: they start a VM that does not run, protect one that is not protected, and now and
- * then order something else. When all is well again they only want the VM protected; a start with
- * seize, by which a human overrules the register, happens only then, and only when nobody is left
- * who could take over. */
+ * then order something else. When all is well again they only want the VM protected. If it does not
+ * start and nobody is left who could take over, they recover it; some schedules' people seize it
+ * instead, which overrules the register and takes whatever copy there is. */
 
-enum { TURN_MS = 50, START_AFTER_MS = 1000, SEIZE_AFTER_MS = 6000 };
+enum { TURN_MS = 50, START_AFTER_MS = 1000, RECOVER_AFTER_MS = 2500 };
 
 static unsigned other_host(struct world *w, unsigned host)
 {
@@ -60,7 +60,7 @@ static void protect(struct world *w, unsigned host)
 }
 
 /* The register's owner first: he need not ask anybody. */
-static void start(struct world *w, bool seize)
+static void start(struct world *w, enum start_how how)
 {
     unsigned host = w->arbiter.owner;
 
@@ -68,9 +68,9 @@ static void start(struct world *w, bool seize)
         host = (unsigned)rng_below(w, w->n_hosts);
     if (!host_free(w, host))
         return;
-    if (seize)
+    if (how == HOW_SEIZE)
         cover(w, COVER_SEIZED);
-    guard_start(w, host, (int)other_host(w, host), seize);
+    guard_start(w, host, (int)other_host(w, host), how);
 }
 
 static void restart(struct world *w)
@@ -79,8 +79,12 @@ static void restart(struct world *w)
         w->dead_since_ns = w->now_ns;
     if (w->now_ns < w->dead_since_ns + START_AFTER_MS * NS_PER_MS)
         return;
-    start(w, w->now_ns >= w->dead_since_ns + SEIZE_AFTER_MS * NS_PER_MS &&
-                 !someone_can_take_over(w) && !w->truth.must_activate);
+    if (someone_can_take_over(w) || w->truth.must_activate)
+        start(w, HOW_START);
+    else if (w->now_ns < w->dead_since_ns + RECOVER_AFTER_MS * NS_PER_MS)
+        start(w, HOW_START);
+    else
+        start(w, w->setup.seize ? HOW_SEIZE : HOW_RECOVER);
 }
 
 static void keep_protected(struct world *w)
@@ -129,10 +133,13 @@ static void order(struct world *w)
         order_failover(w);
     } else if (host == NONE) {
         if (find_guard(w) == NONE || rng_chance(w, 200000))
-            start(w, false);
-    } else if (what < 75) {
+            start(w, rng_chance(w, 300000) ? HOW_RECOVER : HOW_START);
+    } else if (what < 60) {
         if (w->hosts[host].guard.core.state == PRIMARY_SOLO)
             protect(w, (unsigned)host);
+    } else if (what < 75) {
+        TRACE(w, "operator: switchover");
+        guard_simple_step(w, (unsigned)host, PEV_SWITCHOVER);
     } else if (what < 90) {
         TRACE(w, "operator: unprotect");
         if (w->hosts[host].guard.core.state == PRIMARY_PROTECTED)

@@ -17,7 +17,20 @@
     X(NO_HOLD, "no-hold", "the gate closes only when the pair is recorded")                        \
     X(NO_REBASE, "no-rebase", "after a resume epochs go on as if none were lost")                  \
     X(KEEP_AFTER_LOSS, "keep-after-loss", "a guard that lost its VM releases what it held")        \
-    X(ARBITER_FORGETS, "arbiter-forgets", "the arbiter loses its last change in a crash")
+    X(ARBITER_FORGETS, "arbiter-forgets", "the arbiter loses its last change in a crash")          \
+    X(BYE_EARLY, "bye-early", "a VM is handed over before its last epoch is acknowledged")         \
+    X(RESUME_UNASKED, "resume-unasked", "a handed VM runs on before the register says so")         \
+    X(APPLY_EARLY, "apply-early", "a standby applies disk records as they arrive")                 \
+    X(NO_REDO, "no-redo", "a standby's redo log is not replayed")                                  \
+    X(TAIL_LEFT, "tail-left", "an epoch stays in the redo log that was not activated")             \
+    X(FLUSH_UNSYNCED, "flush-unsynced", "an epoch with a flush is acknowledged, not synced")       \
+    X(NO_DISK_HOLD, "no-disk-hold", "a guest writes before its new host's redo log is empty")      \
+    X(JOURNAL_LOST, "journal-lost", "disk records of lost epochs are not sent again")              \
+    X(MAP_AT_ACK, "map-at-ack", "the dirty map drops what is acknowledged, durable or not")        \
+    X(MAP_TRUSTED, "map-trusted", "a dirty map is trusted after a loss of power")                  \
+    X(DROP_IN_SEEDING, "drop-in-seeding", "seeding to another standby clears the dirty map")       \
+    X(CLOSE_UNSYNCED, "close-unsynced", "a map is closed before its disk is synced")               \
+    X(STALE_NEWEST, "stale-newest", "a former primary's copy counts as the newest")
 
 enum plant {
     PLANT_NONE,

@@ -10,6 +10,7 @@
 #include "core/primary.h"
 #include "core/standby.h"
 #include "coverage.h"
+#include "disk.h"
 #include "plant.h"
 
 /* The simulation: hosts, an arbiter and the network between them in one process, on a virtual
@@ -19,12 +20,14 @@
  *   world.c          clock, event queue, random numbers, trace
  *   net.c            connections, partitions
  *   arbiter.c        the register and the way to it
- *   vm.c             the guest: a state that moves on and emits frames
+ *   vm.c             the guest: a state that moves on, emits frames and writes to its disk
+ *   disk.c           each host's copy of that disk, and how it is replicated
  *   guard_shell.c    a guard around core/primary.h: the machine's actions
  *   guard_cut.c      ... and its epochs and frames
  *   standby_shell.c  a standby around core/standby.h
  *   host.c           processes: start, crash, freeze; who gets a connection
  *   check.c          the invariants of safety, against what is really the case
+ *   check_disk.c     ... those of the disks
  *   live.c           ... and of progress
  *   faults.c         what goes wrong when
  *   operator.c       what people order
@@ -75,6 +78,9 @@ enum event_type {
     EV_SEED,      /* a piece of seeding is due */
     EV_SERVING,   /* standby: the hypervisor waits */
     EV_STAGED,    /* standby: the oldest staged epoch is verified */
+    EV_APPLY,     /* standby: the applier goes on */
+    EV_RECORD,    /* guard: the activation record is to be written */
+    EV_DISK_OPEN, /* guard that took over: the guest's writes are let through */
     EV_ACTIVATED, /* standby: the hypervisor has restored */
     EV_ARB_REPLY, /* arg: question */
     EV_ARB_TIMEOUT,
@@ -92,6 +98,7 @@ enum event_type {
     EV_OPERATOR,
     EV_HEAL,
     EV_SINGLE, /* profile light: the one fault, then its consequence is due */
+    EV_HIT,    /* ... of a primary that hands its VM over */
     EV_VERDICT,
     EV_DEADLINE, /* everything must be in order by now */
 };
@@ -110,20 +117,15 @@ struct queue {
 
 /* ---- vm.c ---- */
 
-/* A state of the guest: a point on a branch. A branch begins where a VM is started (root) or goes
- * on from a checkpoint. */
-struct state {
-    uint32_t branch, index;
-};
-
 struct frame {
     struct state state; /* what caused it */
     uint64_t stamp;
+    uint32_t flush; /* the guest's last one before it */
 };
 
 struct branch {
-    struct state from; /* not root */
-    bool root;
+    struct state from; /* root: what its disk comes from, if it has an earlier one */
+    bool root, has_from;
     uint32_t boot; /* which start of the VM it descends from */
 };
 
@@ -131,6 +133,7 @@ struct vm {
     bool exists, paused, stuffed; /* stuffed: paused because the gate's queue is full */
     bool step_due;
     struct state state;
+    struct memory memory;
     uint64_t dirty_pages;
     unsigned n_socket;
     struct frame socket[SOCKET_MAX]; /* emitted, not read by the guard */
@@ -158,6 +161,10 @@ struct msg {
     uint64_t epoch, term;
     uint64_t base; /* END: the epoch whose image this one applies to; 0 = to nothing */
     struct state state;
+    struct memory memory; /* END */
+    struct delta delta;   /* END; READY: in its mask, the dirty map */
+    uint32_t sync;        /* READY: the id of the full copy; 0 = none that counts */
+    uint64_t durable;     /* ACK */
     uint32_t next, conn, parts;
     uint16_t bye;
     uint8_t type, side; /* side that receives it */
@@ -201,6 +208,7 @@ struct ask {
     uint32_t life, session;
     uint8_t proc;
     bool given_up; /* nobody waits for the answer any more */
+    bool by_order; /* of a person: recover or seize */
 };
 
 struct arbiter {
@@ -241,20 +249,25 @@ struct sim_guard {
     int control, data;
     bool resume, up;
     uint64_t ready_epoch, ready_term;
+    uint32_t ready_sync;
+    uint8_t ready_dirty;
     uint64_t heartbeat_at_ns, connect_by_ns;
 
     /* the epoch that is being cut */
     enum cut_phase cut;
-    int cut_conn; /* data connection that it was begun for */
-    uint64_t cut_epoch, cut_term, cut_base;
-    struct state cut_state;
+    int cut_conn;         /* data connection that it was begun for */
+    struct msg cut_msg;   /* what is sent when it is copied */
     uint64_t last_cut;    /* newest epoch that was sent over this link */
     uint64_t sent_before; /* epochs up to here do not count as in flight */
     bool rebase;          /* the next epoch carries all that is unacknowledged */
     uint64_t dirty_seen;
 
+    struct sim_journal journal;
+    bool stands; /* the VM: its last epoch was cut, it is being handed over */
+
     bool seeding;
     unsigned seeds_left;
+    uint8_t to_copy; /* blocks of the disk */
     uint64_t last_seed;
 
     unsigned held_first, n_held; /* ring */
@@ -272,6 +285,8 @@ struct sim_guard {
 struct staged {
     uint64_t epoch, term;
     struct state state;
+    struct memory memory;
+    struct delta delta;
 };
 
 struct sim_standby {
@@ -304,6 +319,7 @@ struct host {
     struct proc proc[2]; /* by enum role */
     struct sim_guard guard;
     struct sim_standby standby;
+    struct sim_disk disk;
 };
 
 /* ---- what is really the case (check.c, live.c) ---- */
@@ -316,6 +332,8 @@ struct session {
     uint64_t acked;        /* newest epoch acknowledged */
     uint64_t arriving;
     unsigned n_parts;
+    bool handed; /* the primary said bye: its VM stands still at ... */
+    struct state handed_state;
     struct staged arrived[ARRIVED_MAX]; /* by epoch % ARRIVED_MAX */
 };
 
@@ -333,6 +351,11 @@ struct truth {
     uint64_t protected_since_ns; /* in truth; 0 = not */
     uint64_t emitted_before;     /* ... emitted until then */
     bool was_protected, left_protected;
+    uint32_t n_writes, n_flushes;
+    uint32_t required;    /* the last flush that somebody outside may know of */
+    uint32_t judged_from; /* writes up to it were made the VM's by a person */
+    struct state writes[WRITES_MAX];
+    uint32_t flushes[FLUSHES_MAX][BLOCKS]; /* the disk as it was flushed; 0 = nothing ever */
 };
 
 /* ---- setup of one schedule ---- */
@@ -358,6 +381,7 @@ enum single {
     SINGLE_FREEZE,
     SINGLE_FREEZE_STANDBY,
     SINGLE_FREEZE_ALL, /* as when a laptop sleeps */
+    SINGLE_SWITCHOVER, /* no fault, an order */
     SINGLES,
 };
 
@@ -378,6 +402,9 @@ struct setup {
     unsigned slow_copy; /* an epoch's copy waits for staging memory, with the VM stopped */
     uint64_t step_mean_ns;
     unsigned frame_rate;
+    bool disks;
+    unsigned write_rate, flush_rate;
+    bool seize; /* people would rather seize a VM than recover it */
     unsigned seeds;
     bool seed_ahead; /* seeding counts as done once all is sent, not acknowledged */
     uint64_t interval_min_ns, interval_max_ns;
@@ -402,7 +429,7 @@ struct world {
     struct net net;
     struct truth truth;
     uint64_t dead_since_ns; /* no VM and nobody about to run one; 0 = there is one */
-    uint64_t covered;       /* bits of enum coverage */
+    bool covered[COVERAGES];
     char failure[512];
     unsigned n_trace;
     char trace[TRACE_LINES][TRACE_BYTES];
@@ -445,7 +472,7 @@ bool rng_chance(struct world *w, unsigned millionths);
 
 static inline void cover(struct world *w, enum coverage what)
 {
-    w->covered |= UINT64_C(1) << what;
+    w->covered[what] = true;
 }
 
 static inline bool planted(const struct world *w, enum plant plant)
@@ -499,15 +526,19 @@ void arbiter_take_up(struct world *w, const struct event *ev);
 /* ---- vm.c ---- */
 
 void vm_boot(struct world *w, unsigned host);
-void vm_activate(struct world *w, unsigned host, struct state from);
+void vm_activate(struct world *w, unsigned host, const struct staged *image);
 void vm_step(struct world *w, uint8_t proc);
 void vm_resume(struct world *w, unsigned host);
 /* True when b is a or comes after it. */
 bool state_covers(const struct world *w, struct state b, struct state a);
+/* ... also when b's VM was started anew from the disk that a's had written. */
+bool lineage_covers(const struct world *w, struct state b, struct state a);
 
 /* ---- guard_shell.c, guard_cut.c ---- */
 
-void guard_start(struct world *w, unsigned host, int wanted, bool seize);
+enum start_how { HOW_START, HOW_RECOVER, HOW_SEIZE };
+
+void guard_start(struct world *w, unsigned host, int wanted, enum start_how how);
 void guard_takeover(struct world *w, unsigned host, const struct arb_record *record,
                     const struct staged *image);
 void guard_event(struct world *w, unsigned host, const struct event *ev);
@@ -566,6 +597,7 @@ void check_emit(struct world *w, unsigned host, const struct frame *frame, bool 
 void check_activate(struct world *w, unsigned host, const struct sim_standby *s,
                     const struct arb_record *record);
 void check_boot(struct world *w, unsigned host);
+void check_bye(struct world *w, unsigned host);
 uint32_t session_new(struct world *w, unsigned primary, unsigned standby);
 /* A standby that can and may take over from this guard is really there. */
 bool truly_protected(const struct world *w, unsigned host);
@@ -588,6 +620,7 @@ void fault_strike(struct world *w, bool again);
 void fault_provoke(struct world *w);
 void fault_heal(struct world *w);
 void fault_single(struct world *w);
+void fault_hit(struct world *w);
 bool fault_midway(struct world *w, unsigned host);
 void operator_turn(struct world *w);
 

@@ -43,6 +43,7 @@ static void session_drop(struct world *w, unsigned host, uint16_t bye)
 static void standby_exit(struct world *w, unsigned host)
 {
     session_drop(w, host, 0);
+    disk_close(w, host);
     live_standby_ends(w, host, false);
     proc_end(w, proc_id(host, ROLE_STANDBY));
 }
@@ -108,11 +109,43 @@ static void ask(struct world *w, unsigned host, const struct action *a)
 static void send_ack(struct world *w, unsigned host, uint64_t epoch, uint64_t term)
 {
     struct sim_standby *s = &w->hosts[host].standby;
-    struct msg msg = {.type = MSG_ACK, .epoch = epoch, .term = term};
+    struct msg msg = {
+        .type = MSG_ACK,
+        .epoch = epoch,
+        .term = term,
+        .durable = w->hosts[host].disk.durable,
+    };
 
     conn_send(w, s->control, 1, &msg);
     if (!planted(w, PLANT_ACK_EARLY))
         check_ack(w, s, epoch);
+}
+
+/* The oldest of those that have arrived was verified, and is in the redo log. */
+static void take_staged(struct world *w, unsigned host)
+{
+    struct sim_standby *s = &w->hosts[host].standby;
+
+    s->image_before = s->image;
+    s->image = s->staged[s->first_staged];
+    s->first_staged = (s->first_staged + 1) % STAGED_MAX;
+    s->n_staged--;
+    if (w->setup.disks)
+        disk_stage(w, host, &s->image);
+}
+
+/* What the receiver had verified by now, and nobody has heard of yet. */
+static void take_tail(struct world *w, unsigned host)
+{
+    struct sim_standby *s = &w->hosts[host].standby;
+    struct staged known = s->image;
+
+    while (s->n_staged && rng_chance(w, 500000))
+        take_staged(w, host);
+    if (s->image.epoch > known.epoch)
+        cover(w, COVER_TAIL_TAKEN);
+    if (planted(w, PLANT_TAIL_LEFT))
+        s->image = known;
 }
 
 static void activate(struct world *w, unsigned host, const struct arb_record *record)
@@ -120,6 +153,7 @@ static void activate(struct world *w, unsigned host, const struct arb_record *re
     struct sim_standby *s = &w->hosts[host].standby;
     uint64_t after_ns = rng_log(w, 2 * NS_PER_MS, 100 * NS_PER_MS);
 
+    take_tail(w, host);
     if (planted(w, PLANT_TAKE_PARTIAL) && s->n_parts && s->part_epoch > s->image.epoch)
         s->image = (struct staged){.epoch = s->part_epoch, .state = s->part_state};
     if (planted(w, PLANT_TAKE_OLD))
@@ -199,7 +233,14 @@ static void refuse(struct world *w, int conn)
 static void send_ready(struct world *w, unsigned host)
 {
     struct sim_standby *s = &w->hosts[host].standby;
-    struct msg msg = {.type = MSG_READY, .epoch = s->core.epoch, .term = s->core.right};
+    const struct sim_map *map = &w->hosts[host].disk.map;
+    struct msg msg = {
+        .type = MSG_READY,
+        .epoch = s->core.epoch,
+        .term = s->core.right,
+        .sync = map->trusted ? map->sync : 0,
+        .delta.mask = map->now,
+    };
 
     conn_send(w, s->control, 1, &msg);
     s->heartbeat_at_ns = w->now_ns;
@@ -296,6 +337,8 @@ static void on_part(struct world *w, unsigned host, const struct msg *m)
         if (planted(w, PLANT_ACK_EARLY))
             send_ack(w, host, m->epoch, m->term);
     }
+    if (planted(w, PLANT_APPLY_EARLY))
+        disk_apply_early(w, host, &m->delta);
     s->part_epoch = m->epoch;
     s->part_state = m->state;
     s->n_parts++;
@@ -315,8 +358,13 @@ static void on_end(struct world *w, unsigned host, const struct msg *m)
     }
     check_arrived(w, s, m);
     s->arrived = m->epoch;
-    s->staged[(s->first_staged + s->n_staged++) % STAGED_MAX] =
-        (struct staged){.epoch = m->epoch, .term = m->term, .state = m->state};
+    s->staged[(s->first_staged + s->n_staged++) % STAGED_MAX] = (struct staged){
+        .epoch = m->epoch,
+        .term = m->term,
+        .state = m->state,
+        .memory = m->memory,
+        .delta = m->delta,
+    };
     if (s->stage_busy_until_ns < w->now_ns)
         s->stage_busy_until_ns = w->now_ns;
     s->stage_busy_until_ns += verify_ns;
@@ -330,10 +378,7 @@ static void on_staged(struct world *w, unsigned host)
 
     if (!s->n_staged || standby_finished(&s->core))
         return;
-    s->image_before = s->image;
-    s->image = s->staged[s->first_staged];
-    s->first_staged = (s->first_staged + 1) % STAGED_MAX;
-    s->n_staged--;
+    take_staged(w, host);
     ev.u.staged.epoch = s->image.epoch;
     ev.u.staged.term = s->image.term;
     step(w, host, &ev);
@@ -363,6 +408,7 @@ static void on_serving(struct world *w, unsigned host)
     struct sim_standby *s = &w->hosts[host].standby;
 
     s->serving = true;
+    disk_open(w, host);
     standby_init(&s->core, host_names[host], host_names[s->primary], &w->setup.standby, w->now_ns);
     send_ready(w, host);
 }
@@ -419,6 +465,7 @@ static void on_activated(struct world *w, unsigned host)
 {
     struct sim_standby *s = &w->hosts[host].standby;
 
+    disk_drain(w, host);
     proc_end(w, proc_id(host, ROLE_STANDBY));
     guard_takeover(w, host, &s->record, &s->image);
 }
@@ -442,6 +489,9 @@ void standby_event(struct world *w, unsigned host, const struct event *ev)
         break;
     case EV_STAGED:
         on_staged(w, host);
+        break;
+    case EV_APPLY:
+        disk_apply(w, host);
         break;
     case EV_ARB_REPLY:
     case EV_ARB_TIMEOUT:

@@ -9,8 +9,6 @@
 
 #include "sim.h"
 
-_Static_assert(COVERAGES <= 64, "a bit each");
-
 const char *const host_names[HOSTS_MAX] = {"hosta", "hostb", "hostc"};
 
 const char *const profile_names[PROFILES] = {
@@ -174,6 +172,9 @@ static void world_event(struct world *w, const struct event *ev)
     case EV_SINGLE:
         fault_single(w);
         break;
+    case EV_HIT:
+        fault_hit(w);
+        break;
     case EV_VERDICT:
         live_verdict(w);
         break;
@@ -222,7 +223,8 @@ static void world_reset(struct world *w)
 {
     unsigned i;
 
-    w->now_ns = w->n_events = w->dead_since_ns = w->covered = 0;
+    w->now_ns = w->n_events = w->dead_since_ns = 0;
+    memset(w->covered, 0, sizeof(w->covered));
     w->healed = w->done = w->failed = false;
     w->n_trace = 0;
     w->queue.n = 0;
@@ -239,6 +241,7 @@ static void world_reset(struct world *w)
     for (i = 0; i < HOSTS_MAX; i++) {
         w->hosts[i].up = true;
         w->hosts[i].frozen_until_ns = 0;
+        disk_init(w, i);
     }
     w->arbiter.up = true;
     w->arbiter.life = w->arbiter.n_asks = 0;
@@ -255,6 +258,9 @@ static void world_reset(struct world *w)
     w->truth.emitted = w->truth.last_emit_ns = w->truth.must_activate = 0;
     w->truth.protected_since_ns = w->truth.emitted_before = 0;
     w->truth.was_protected = w->truth.left_protected = false;
+    w->truth.n_writes = w->truth.n_flushes = w->truth.required = w->truth.judged_from = 0;
+    memset(&w->truth.writes[0], 0, sizeof(w->truth.writes[0]));
+    memset(w->truth.flushes[0], 0, sizeof(w->truth.flushes[0]));
 }
 
 static sigjmp_buf on_assert;
