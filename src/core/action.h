@@ -39,11 +39,11 @@ enum action_type {
 /* ACT_COPY_RECORD: a VM with disks gets the activation record {COPY_PRIMARY, u.copy.term}
  * (core/copy.h) on stable storage: with `wait`, before the next action is carried out; otherwise
  * soon, and the newest one is enough; after a takeover in any case before the guest's first write
- * is carried out and before the first epoch is sent. Should one with `wait` fail before ACT_VM_RUN,
- * the VM must not run: skip the actions that follow it, then step PEV_VM_DIED.
+ * is carried out and before the first epoch is sent. Without a `vital` one the VM must not run: if
+ * it cannot be written, skip the actions that follow it, and step PEV_VM_DIED.
  *
- * ACT_ACTIVATE: the VM is run from the newest epoch that is whole here, reported by SEV_STAGED or not:
- * an epoch that is in the redo log and was not activated would be carried out after a crash.
+ * ACT_ACTIVATE: the VM is run from the newest epoch that was acknowledged, or a newer one that is
+ * whole. No later one may be left in the redo log: after a crash it would be carried out.
  *
  * ACT_HAND_OVER: the last epoch is the first one that primary_cut() numbers afterwards, so a
  * checkpoint that was ordered before may become it. Its frames are read as at any cut. After it the
@@ -68,7 +68,7 @@ struct action {
         } ack;
         struct {
             uint64_t term;
-            bool wait;
+            bool wait, vital; /* vital: wait as well */
         } copy;
         struct arb_record record;
         const char *why; /* a static string, for people */

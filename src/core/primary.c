@@ -167,7 +167,7 @@ static void start_judge(struct primary *p, struct actions *out)
     }
     /* Should we be cut short between the swap and its record, this is what the copy is known by. */
     if (p->order.copy.role != COPY_PRIMARY && !p->order.seize)
-        primary_copy_record(p, true, out);
+        primary_copy_record(p, out);
     primary_ask_swap(p, p->self, ARB_SOLO, "", out);
 }
 
@@ -176,7 +176,7 @@ static void start_judge(struct primary *p, struct actions *out)
 /* The register now is what the last question wanted. */
 static void on_swapped(struct primary *p, uint64_t now, struct actions *out)
 {
-    primary_copy_record(p, p->state == PRIMARY_STARTING || p->state == PRIMARY_STOPPING, out);
+    primary_copy_record(p, out);
     switch (p->state) {
     case PRIMARY_STARTING:
         actions_add(out, ACT_VM_RUN);
@@ -201,7 +201,7 @@ static void on_swapped(struct primary *p, uint64_t now, struct actions *out)
 /* An earlier question of ours was carried out. */
 static void on_own_record(struct primary *p, struct actions *out)
 {
-    primary_copy_record(p, p->state == PRIMARY_STOPPING, out);
+    primary_copy_record(p, out);
     if (p->state == PRIMARY_PAIRING)
         enter_isolated(p, "the record changed under the pairing", out);
     else
@@ -431,7 +431,7 @@ static void on_stop(struct primary *p, struct actions *out)
         set_state(p, PRIMARY_STOPPING, "stop", out);
         actions_add(out, ACT_GATE_HOLD);
         p->connect_at_ns = CORE_NEVER;
-        primary_copy_record(p, true, out); /* a stopped VM's copy is known by its last terms */
+        primary_copy_record(p, out);
         ask_again(p, out);
     }
 }
@@ -595,5 +595,5 @@ void primary_init_takeover(struct primary *p, const char *self, const struct cor
     p->ask_at_ns = 0; /* a first look at once */
     p->next_epoch = epoch + 1;
     p->committed = epoch;
-    primary_copy_record(p, false, out);
+    primary_copy_record(p, out);
 }

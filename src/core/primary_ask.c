@@ -36,10 +36,11 @@ void primary_ask_swap(struct primary *p, const char *owner, enum arb_mode mode, 
     p->asked_for = *wanted;
 }
 
-void primary_copy_record(struct primary *p, bool wait, struct actions *out)
+void primary_copy_record(struct primary *p, struct actions *out)
 {
     struct action *a = actions_add(out, ACT_COPY_RECORD);
 
     a->u.copy.term = p->record.term;
-    a->u.copy.wait = wait;
+    a->u.copy.vital = p->state == PRIMARY_STARTING;
+    a->u.copy.wait = a->u.copy.vital || p->state == PRIMARY_STOPPING;
 }

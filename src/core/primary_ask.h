@@ -13,7 +13,8 @@ void primary_ask_get(struct primary *p, struct actions *out);
 void primary_ask_swap(struct primary *p, const char *owner, enum arb_mode mode, const char *standby,
                       struct actions *out);
 
-/* The copy here is the VM's under the register's term: the activation record follows. */
-void primary_copy_record(struct primary *p, bool wait, struct actions *out);
+/* The copy here is the VM's under the register's term: the activation record follows. A VM that is
+ * being started or stopped waits for that: its newest copy is known by it alone. */
+void primary_copy_record(struct primary *p, struct actions *out);
 
 #endif

@@ -83,10 +83,12 @@ static void run_vm(struct guard *g)
 static void refuse_start(struct guard *g, const char *why)
 {
     const struct arb_record *r = &g->core.record;
-    char text[320];
+    char text[sizeof(g->why_ended) + 256];
 
     if (!g->on_started)
         return;
+    if (g->why_ended[0])
+        why = g->why_ended; /* what the machine does not know: the record could not be written */
     if (r->owner[0])
         (void)snprintf(text, sizeof(text), "%s (%s owns it, term %llu, %s%s)", why, r->owner,
                        (unsigned long long)r->term, r->mode == ARB_PAIRED ? "paired with " : "solo",
@@ -96,7 +98,7 @@ static void refuse_start(struct guard *g, const char *why)
     g->on_started(g->user, text);
 }
 
-/* The disks here are the VM's, and since when. False: the VM must not run. */
+/* The disks here are the VM's, and since when. False: that could not be written down. */
 static bool copy_record(struct guard *g, uint64_t term, bool wait)
 {
     struct copy_record record = {.role = COPY_PRIMARY, .term = term};
@@ -163,7 +165,8 @@ static bool act(struct guard *g, struct action *a)
         run_vm(g);
         break;
     case ACT_COPY_RECORD:
-        return !g->body->disks || copy_record(g, a->u.copy.term, a->u.copy.wait);
+        return !g->body->disks || copy_record(g, a->u.copy.term, a->u.copy.wait) ||
+               !a->u.copy.vital;
     case ACT_HAND_OVER: /* with the next cut */
         output_inbound(g->output, INBOUND_KEEP, NULL, NULL);
         break;

@@ -57,7 +57,7 @@
     X(RESYNC_FULL, "disks copied as a whole", 10000)                                               \
     X(REDO_REPLAYED, "redo logs replayed", 1000)                                                   \
     X(REDO_TORN, "... after a crash in the middle of applying an epoch", 200)                      \
-    X(TAIL_TAKEN, "takeovers with an epoch that was verified and not yet reported", 20)            \
+    X(TAIL_DROPPED, "takeovers with an epoch in the redo log that nobody had heard of", 20)        \
     X(HELD_WRITE, "guest writes that waited for the redo log to be emptied", 1000)                 \
     X(POWER_LOST_WRITES, "losses of power that took writes", 5000)                                 \
     X(POWER_LOST_REDO, "losses of power that took epochs of a redo log", 500)                      \

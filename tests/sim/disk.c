@@ -105,7 +105,7 @@ void disk_init(struct world *w, unsigned host)
 
 static void redo_reset(struct sim_disk *d)
 {
-    d->n_redo = d->n_redo_safe = d->n_applied = 0;
+    d->n_redo = d->n_redo_safe = d->n_committed = d->n_applied = 0;
     d->apply_done = 0;
 }
 
@@ -337,16 +337,17 @@ void disk_solo(struct world *w, unsigned host)
 
 /* ---- the standby ---- */
 
-/* While seeding: the records go straight to the image, which is nobody's recovery point. That
- * changes it, so it is marked: whoever has a copy with our id does not know of it. */
+/* While seeding: the records go straight to the image, which is nobody's recovery point. Whoever
+ * has a copy with the id that was ours must not take it for that any more. */
 static void stage_seed(struct world *w, unsigned host, const struct staged *epoch)
 {
     struct copy_record record = {.role = COPY_SYNCING};
     struct sim_disk *d = disk_of(w, host);
 
-    if (d->record.role != COPY_SYNCING)
+    if (d->record.role != COPY_SYNCING) {
         record_write(w, host, &record);
-    d->map.now |= epoch->delta.mask;
+        d->map = (struct sim_map){.trusted = false};
+    }
     delta_apply(d, &epoch->delta, ALL);
     d->last = epoch->state;
     if (rng_chance(w, 300000)) {
@@ -372,31 +373,6 @@ static void redo_sync(struct sim_disk *d)
     d->durable = d->redo[d->n_redo - 1].epoch;
 }
 
-void disk_stage(struct world *w, unsigned host, const struct staged *epoch)
-{
-    struct sim_disk *d = disk_of(w, host);
-
-    if (!epoch->term) {
-        stage_seed(w, host, epoch);
-        return;
-    }
-    if (d->record.role != COPY_STANDBY || d->record.term != epoch->term)
-        become_consistent(w, host, epoch);
-    if (d->n_redo == REDO_MAX) { /* it waits for the applier */
-        disk_drain(w, host);
-        disk_sync(d);
-        redo_reset(d);
-    }
-    d->redo[d->n_redo++] = (struct redo_entry){epoch->epoch, epoch->state, epoch->delta};
-    if (epoch->delta.flushed && !planted(w, PLANT_FLUSH_UNSYNCED))
-        redo_sync(d);
-    if (d->apply_due)
-        return;
-    d->apply_due = true;
-    world_post(w, w->now_ns + rng_log(w, 100 * NS_PER_US, NS_PER_S), EV_APPLY,
-               proc_id(host, ROLE_STANDBY), 0);
-}
-
 /* Carries out some blocks of the next entry. */
 static void apply_some(struct sim_disk *d, unsigned blocks)
 {
@@ -419,15 +395,55 @@ static void apply_some(struct sim_disk *d, unsigned blocks)
     }
 }
 
+static void apply_committed(struct sim_disk *d)
+{
+    if (d->n_redo)
+        redo_sync(d);
+    while (d->n_applied < d->n_committed)
+        apply_some(d, BLOCKS);
+}
+
+void disk_stage(struct world *w, unsigned host, const struct staged *epoch)
+{
+    struct sim_disk *d = disk_of(w, host);
+
+    if (!epoch->term) {
+        stage_seed(w, host, epoch);
+        return;
+    }
+    if (d->record.role != COPY_STANDBY || d->record.term != epoch->term)
+        become_consistent(w, host, epoch);
+    if (d->n_redo == REDO_MAX) { /* it waits for the applier */
+        apply_committed(d);
+        disk_sync(d);
+        redo_reset(d);
+    }
+    d->redo[d->n_redo++] = (struct redo_entry){epoch->epoch, epoch->state, epoch->delta};
+    if (epoch->delta.flushed && !planted(w, PLANT_FLUSH_UNSYNCED))
+        redo_sync(d);
+}
+
+void disk_commit(struct world *w, unsigned host)
+{
+    struct sim_disk *d = disk_of(w, host);
+
+    d->n_committed = d->n_redo;
+    if (d->apply_due || !d->n_redo)
+        return;
+    d->apply_due = true;
+    world_post(w, w->now_ns + rng_log(w, 100 * NS_PER_US, NS_PER_S), EV_APPLY,
+               proc_id(host, ROLE_STANDBY), 0);
+}
+
 void disk_apply(struct world *w, unsigned host)
 {
     struct sim_disk *d = disk_of(w, host);
 
     d->apply_due = false;
-    if (d->n_applied < d->n_redo) {
+    if (d->n_applied < d->n_committed) {
         redo_sync(d);
         apply_some(d, 1 + (unsigned)rng_below(w, 4));
-    } else if (d->n_redo && rng_chance(w, 300000)) {
+    } else if (d->n_redo && d->n_applied == d->n_redo && rng_chance(w, 300000)) {
         disk_sync(d);
         redo_reset(d);
     }
@@ -442,10 +458,13 @@ void disk_drain(struct world *w, unsigned host)
 {
     struct sim_disk *d = disk_of(w, host);
 
-    if (d->n_redo)
-        redo_sync(d);
-    while (d->n_applied < d->n_redo)
-        apply_some(d, BLOCKS);
+    if (planted(w, PLANT_TAIL_APPLIED))
+        d->n_committed = d->n_redo;
+    apply_committed(d);
+    if (d->n_redo > d->n_committed) {
+        cover(w, COVER_TAIL_DROPPED);
+        d->n_redo = d->n_redo_safe = d->n_committed;
+    }
 }
 
 void disk_apply_early(struct world *w, unsigned host, const struct delta *delta)

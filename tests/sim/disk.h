@@ -68,7 +68,8 @@ struct sim_disk {
     struct state last; /* of the VM whose last write is here */
 
     /* the process's */
-    unsigned n_applied;   /* entries of the redo log that are on the image */
+    unsigned n_committed; /* entries of the redo log that may be applied */
+    unsigned n_applied;   /* ... that are on the image */
     uint8_t apply_done;   /* blocks of the next one that are */
     uint64_t durable;     /* newest epoch that survives a loss of power */
     bool apply_due;       /* an EV_APPLY is under way */
@@ -119,8 +120,10 @@ void disk_durable(struct world *w, unsigned host, uint64_t epoch);
 void disk_rebase(struct world *w, unsigned host);
 void disk_solo(struct world *w, unsigned host);
 
-/* The standby: an epoch is whole; some of what is committed is applied; all of it. */
+/* The standby: an epoch is whole; what is whole is committed; some of that is applied; all of it,
+ * and what is not committed leaves the redo log. */
 void disk_stage(struct world *w, unsigned host, const struct staged *epoch);
+void disk_commit(struct world *w, unsigned host);
 void disk_apply(struct world *w, unsigned host);
 void disk_drain(struct world *w, unsigned host);
 void disk_apply_early(struct world *w, unsigned host, const struct delta *delta); /* a plant */

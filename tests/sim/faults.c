@@ -25,13 +25,12 @@ enum fault {
 /* How likely each fault is, by profile. */
 static const uint8_t weights[FAULTS][PROFILES] = {
     /* none, light, network, crash, freeze, everything */
-    [FAULT_PARTITION] = {0, 0, 6, 0, 0, 6},      [FAULT_BREAK] = {0, 0, 3, 2, 1, 4},
-    [FAULT_HOST_CRASH] = {0, 0, 0, 3, 0, 2},     [FAULT_POWER] = {0, 0, 0, 2, 0, 1},
-    [FAULT_GUARD_CRASH] = {0, 0, 0, 3, 0, 2},
-    [FAULT_VM_CRASH] = {0, 0, 0, 3, 0, 2},       [FAULT_STANDBY_CRASH] = {0, 0, 0, 4, 0, 2},
-    [FAULT_FREEZE_HOST] = {0, 0, 0, 0, 4, 2},    [FAULT_FREEZE_GUARD] = {0, 0, 0, 0, 4, 2},
-    [FAULT_FREEZE_STANDBY] = {0, 0, 0, 0, 4, 2}, [FAULT_ARBITER_CRASH] = {0, 0, 0, 2, 0, 2},
-    [FAULT_ARBITER_SLOW] = {0, 0, 1, 0, 2, 2},
+    [FAULT_PARTITION] = {0, 0, 6, 0, 0, 6},     [FAULT_BREAK] = {0, 0, 3, 2, 1, 4},
+    [FAULT_HOST_CRASH] = {0, 0, 0, 3, 0, 2},    [FAULT_POWER] = {0, 0, 0, 2, 0, 1},
+    [FAULT_GUARD_CRASH] = {0, 0, 0, 3, 0, 2},   [FAULT_VM_CRASH] = {0, 0, 0, 3, 0, 2},
+    [FAULT_STANDBY_CRASH] = {0, 0, 0, 4, 0, 2}, [FAULT_FREEZE_HOST] = {0, 0, 0, 0, 4, 2},
+    [FAULT_FREEZE_GUARD] = {0, 0, 0, 0, 4, 2},  [FAULT_FREEZE_STANDBY] = {0, 0, 0, 0, 4, 2},
+    [FAULT_ARBITER_CRASH] = {0, 0, 0, 2, 0, 2}, [FAULT_ARBITER_SLOW] = {0, 0, 1, 0, 2, 2},
 };
 
 enum { DEADLINE_S = 20, VERDICT_MS = 1200 };

@@ -22,7 +22,7 @@
     X(RESUME_UNASKED, "resume-unasked", "a handed VM runs on before the register says so")         \
     X(APPLY_EARLY, "apply-early", "a standby applies disk records as they arrive")                 \
     X(NO_REDO, "no-redo", "a standby's redo log is not replayed")                                  \
-    X(TAIL_LEFT, "tail-left", "an epoch stays in the redo log that was not activated")             \
+    X(TAIL_APPLIED, "tail-applied", "a takeover applies an epoch that it does not activate")       \
     X(FLUSH_UNSYNCED, "flush-unsynced", "an epoch with a flush is acknowledged, not synced")       \
     X(NO_DISK_HOLD, "no-disk-hold", "a guest writes before its new host's redo log is empty")      \
     X(JOURNAL_LOST, "journal-lost", "disk records of lost epochs are not sent again")              \

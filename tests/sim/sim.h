@@ -12,6 +12,7 @@
 #include "coverage.h"
 #include "disk.h"
 #include "plant.h"
+#include "setup.h"
 
 /* The simulation: hosts, an arbiter and the network between them in one process, on a virtual
  * clock, driven by one seed (docs/simulation.md). Nothing here reads a real clock, an address or
@@ -356,59 +357,6 @@ struct truth {
     uint32_t judged_from; /* writes up to it were made the VM's by a person */
     struct state writes[WRITES_MAX];
     uint32_t flushes[FLUSHES_MAX][BLOCKS]; /* the disk as it was flushed; 0 = nothing ever */
-};
-
-/* ---- setup of one schedule ---- */
-
-enum profile {
-    PROFILE_NONE,
-    PROFILE_LIGHT,
-    PROFILE_NETWORK,
-    PROFILE_CRASH,
-    PROFILE_FREEZE,
-    PROFILE_EVERYTHING,
-    PROFILES,
-};
-
-enum single {
-    SINGLE_HOST,
-    SINGLE_GUARD,
-    SINGLE_VM,
-    SINGLE_STANDBY_HOST,
-    SINGLE_STANDBY,
-    SINGLE_LINK,
-    SINGLE_ARBITER,
-    SINGLE_FREEZE,
-    SINGLE_FREEZE_STANDBY,
-    SINGLE_FREEZE_ALL, /* as when a laptop sleeps */
-    SINGLE_SWITCHOVER, /* no fault, an order */
-    SINGLES,
-};
-
-/* Rates are in millionths. */
-struct setup {
-    enum profile profile;
-    enum single single;
-    struct core_timing primary, standby;
-    uint64_t heartbeat_ns, arb_timeout_ns, connect_ns;
-    uint64_t fault_mean_ns, operator_mean_ns;
-    uint64_t heal_at_ns;
-    unsigned provoke;    /* a fault follows a transition at once */
-    unsigned spike;      /* a message is late by 50 to 500 ms */
-    unsigned late_ask;   /* a question to the arbiter arrives seconds late */
-    unsigned lost_reply; /* an arbiter's answer gets lost */
-    unsigned arb_error;
-    unsigned midway;    /* a guard stands still between decision and write */
-    unsigned slow_copy; /* an epoch's copy waits for staging memory, with the VM stopped */
-    uint64_t step_mean_ns;
-    unsigned frame_rate;
-    bool disks;
-    unsigned write_rate, flush_rate;
-    bool seize; /* people would rather seize a VM than recover it */
-    unsigned seeds;
-    bool seed_ahead; /* seeding counts as done once all is sent, not acknowledged */
-    uint64_t interval_min_ns, interval_max_ns;
-    unsigned max_in_flight;
 };
 
 enum { TRACE_LINES = 200, TRACE_BYTES = 176 };

@@ -134,26 +134,13 @@ static void take_staged(struct world *w, unsigned host)
         disk_stage(w, host, &s->image);
 }
 
-/* What the receiver had verified by now, and nobody has heard of yet. */
-static void take_tail(struct world *w, unsigned host)
-{
-    struct sim_standby *s = &w->hosts[host].standby;
-    struct staged known = s->image;
-
-    while (s->n_staged && rng_chance(w, 500000))
-        take_staged(w, host);
-    if (s->image.epoch > known.epoch)
-        cover(w, COVER_TAIL_TAKEN);
-    if (planted(w, PLANT_TAIL_LEFT))
-        s->image = known;
-}
-
 static void activate(struct world *w, unsigned host, const struct arb_record *record)
 {
     struct sim_standby *s = &w->hosts[host].standby;
     uint64_t after_ns = rng_log(w, 2 * NS_PER_MS, 100 * NS_PER_MS);
 
-    take_tail(w, host);
+    if (s->n_staged && w->setup.disks && rng_chance(w, 500000))
+        disk_stage(w, host, &s->staged[s->first_staged]); /* verified, and nobody has heard of it */
     if (planted(w, PLANT_TAKE_PARTIAL) && s->n_parts && s->part_epoch > s->image.epoch)
         s->image = (struct staged){.epoch = s->part_epoch, .state = s->part_state};
     if (planted(w, PLANT_TAKE_OLD))
@@ -187,6 +174,7 @@ static void carry_out(struct world *w, unsigned host, const struct actions *out)
             break;
         case ACT_ACK:
             send_ack(w, host, a->u.ack.epoch, a->u.ack.term);
+            disk_commit(w, host);
             break;
         case ACT_ACTIVATE:
             activate(w, host, &a->u.record);
