@@ -171,17 +171,19 @@ static int add_disk(struct args *args, size_t i, const struct vm_disk *disk, con
     r = add_option(args, "-blockdev", text);
     if (r < 0)
         return r;
-    /* config-wce=off: QEMU forgets in a checkpoint whether the guest has switched the cache off.
-     * werror, rerror: the guest gets its disk's errors; QEMU would stop it when there is no space.
+    /* ioeventfd=off: with it, QEMU 9 and later lets the disk's requests end before it says STOP,
+     * and a guest's flush may be kept waiting until then. config-wce=off: QEMU forgets in a
+     * checkpoint whether the guest has switched the cache off. werror, rerror: the guest gets its
+     * disk's errors; QEMU would stop it when there is no space.
      */
-    (void)snprintf(text, sizeof(text),
-                   "virtio-blk-pci,id=disk%zu,drive=disk%zu,num-queues=1,write-cache=%s,"
-                   "config-wce=off,discard=on,write-zeroes=on,werror=report,rerror=report,"
-                   "cyls=%u,heads=%d,secs=%d%s%s%s",
-                   i, i, disk->cache == VM_CACHE_WRITETHROUGH ? "off" : "on",
-                   cylinders(disk->size_bytes), DISK_HEADS, DISK_SECTORS,
-                   disk->serial[0] ? ",serial=" : "", escape(serial, sizeof(serial), disk->serial),
-                   boot ? ",bootindex=0" : "");
+    (void)snprintf(
+        text, sizeof(text),
+        "virtio-blk-pci,id=disk%zu,drive=disk%zu,num-queues=1,ioeventfd=off,"
+        "write-cache=%s,config-wce=off,discard=on,write-zeroes=on,werror=report,rerror=report,"
+        "cyls=%u,heads=%d,secs=%d%s%s%s",
+        i, i, disk->cache == VM_CACHE_WRITETHROUGH ? "off" : "on", cylinders(disk->size_bytes),
+        DISK_HEADS, DISK_SECTORS, disk->serial[0] ? ",serial=" : "",
+        escape(serial, sizeof(serial), disk->serial), boot ? ",bootindex=0" : "");
     return add_option(args, "-device", text);
 }
 
