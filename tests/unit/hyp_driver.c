@@ -327,6 +327,29 @@ static void resumes_after_a_failed_checkpoint(void **state)
     expect_nothing(f);
 }
 
+/* QEMU is not interrupted; the VM goes on afterwards. */
+static void drops_a_state_that_is_too_large(void **state)
+{
+    struct fixture *f = *state;
+
+    start(f, "");
+    for (int i = 0; i < 4; i++) {
+        f->vm->stream.max_bytes = i % 2 ? VM_STATE_MAX_BYTES : 4;
+        order_checkpoint(f);
+        if (i % 2) {
+            expect(f, CHECKPOINT);
+            assert_int_equal(hyp_qemu.resume(f->vm, NULL), 0);
+            expect(f, RUNNING);
+        } else {
+            expect(f, FAILURE);
+            assert_true(f->failure_running);
+            assert_non_null(strstr(f->text, "too large"));
+            assert_int_equal(f->vm->migration, VM_MIGRATION_NONE);
+        }
+    }
+    expect_nothing(f);
+}
+
 static void gives_up_on_an_endless_stream(void **state)
 {
     struct fixture *f = *state;
@@ -507,6 +530,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(says_nothing_of_a_stop_that_is_over, setup, teardown),
         cmocka_unit_test_setup_teardown(reports_a_refused_checkpoint, setup, teardown),
         cmocka_unit_test_setup_teardown(resumes_after_a_failed_checkpoint, setup, teardown),
+        cmocka_unit_test_setup_teardown(drops_a_state_that_is_too_large, setup, teardown),
         cmocka_unit_test_setup_teardown(gives_up_on_an_endless_stream, setup, teardown),
         cmocka_unit_test_setup_teardown(refuses_an_empty_state, setup, teardown),
         cmocka_unit_test_setup_teardown(gives_up_on_a_hanging_emulator, setup, teardown),

@@ -11,11 +11,14 @@
 enum {
     HYP_GUEST_BASE = 1 << 20, /* where it writes */
     HYP_GUEST_BYTES = 65536,  /* of the image */
+    HYP_BOOT_BASE = 1 << 16,  /* where the boot sector's guest writes */
+    HYP_BOOT_PAGES_MAX = 128,
+    HYP_BOOT_BYTES = 512,
 };
 
 /* Makes the firmware image (static). The guest writes to n_pages pages, a power of two, from 1 MiB
  * on, and turns `delay` rounds in between two of them. */
-static const uint8_t *hyp_guest(uint32_t n_pages, uint32_t delay)
+static inline const uint8_t *hyp_guest(uint32_t n_pages, uint32_t delay)
 {
     static uint8_t image[HYP_GUEST_BYTES];
     static const uint8_t reset[] = {0xea, 0x00, 0x00, 0x00, 0xf0}; /* jmp 0xf000:0 */
@@ -50,6 +53,40 @@ static const uint8_t *hyp_guest(uint32_t n_pages, uint32_t delay)
     memcpy(image + 0x100, gdtr, sizeof(gdtr));
     memcpy(image + 0x110, gdt, sizeof(gdt));
     memcpy(image + 0xfff0, reset, sizeof(reset));
+    return image;
+}
+
+/* The same guest as a boot sector (static), which writes each page's first 512 bytes to the disk as
+ * well: to that disk block of 4 KiB that follows the first one by the page's number. It asks the
+ * BIOS to, so one write is under way at a time. */
+static inline const uint8_t *hyp_boot_guest(uint32_t n_pages)
+{
+    static uint8_t image[HYP_BOOT_BYTES];
+    uint8_t code[] = {
+        0xfa, 0x31, 0xc0, 0x8e, 0xd8, 0x8e, 0xd0, /* cli; ds = ss = 0 */
+        0xbc, 0x00, 0x7c, 0xfb,                   /* sp = 0x7c00; sti */
+        0x66, 0x31, 0xdb,                         /* ebx = 0 */
+        0x66, 0x43,                               /* again: ebx++ */
+        0x89, 0xd8, 0x25, 0,    0,                /* ax = bx & (n_pages - 1) */
+        0x89, 0xc1,                               /* cx = ax */
+        0xc1, 0xe0, 0x08, 0x05, 0x00, 0x10,       /* ax = (ax << 8) + 0x1000 */
+        0x8e, 0xc0,                               /* es = ax */
+        0x26, 0x66, 0x89, 0x1e, 0x00, 0x00,       /* es:[0] = ebx */
+        0xa3, 0x06, 0x7d,                         /* the request's segment = ax */
+        0xc1, 0xe1, 0x03, 0x83, 0xc1, 0x08,       /* cx = (cx << 3) + 8 */
+        0x89, 0x0e, 0x08, 0x7d,                   /* the request's sector = cx */
+        0xbe, 0x00, 0x7d,                         /* si = the request */
+        0xb8, 0x00, 0x43, 0xcd, 0x13,             /* write to the disk in dl */
+        0xeb, 0x00,                               /* jmp again */
+    };
+    static const uint8_t request[16] = {16, 0, 1}; /* one sector */
+
+    code[19] = (uint8_t)(n_pages - 1);
+    code[sizeof(code) - 1] = (uint8_t)(14 - (int)sizeof(code));
+    memcpy(image, code, sizeof(code));
+    memcpy(image + 0x100, request, sizeof(request));
+    image[510] = 0x55;
+    image[511] = 0xaa;
     return image;
 }
 

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Runs a VM under the QEMU driver for a few seconds: checkpoints it many times, carrying its dirty
- * pages over into a second RAM file as a standby would, compares the two files, makes a checkpoint
+ * pages over into a second RAM file as a standby would, compares the two files, makes checkpoints
  * fail on purpose, then kills the VM and restores a second QEMU from the copy. Prints TAP, and what
  * each part of a pause took.
  *
- * Without --kernel and --firmware the guest is the one of hyp-guest.h. */
+ * Without --kernel and --firmware the guest is the one of hyp-guest.h; with --disks, the boot
+ * sector there. The disks are of hyp-disks.h: shared by both QEMUs, so the original must not run
+ * once the copy does. */
 #include <errno.h>
 #include <fcntl.h>
-#include <getopt.h>
 #include <inttypes.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -23,17 +24,20 @@
 #include "base/cleanup.h"
 #include "hyp/hyp.h"
 #include "hyp/qemu/vm.h"
+#include "hyp-disks.h"
 #include "hyp-guest.h"
+#include "hyp-options.h"
+#include "hyp-samples.h"
 #include "io/clock.h"
 
 enum {
-    RUNS_MAX = 4096,
     WAIT_S = 20,
 };
 
 enum happening {
     NOTHING,
     CHECKPOINT,
+    FLUSHES,
     RUNNING,
     FAILURE,
     EXIT,
@@ -49,31 +53,15 @@ struct vm {
     enum happening happened;
     struct hyp_state state;
     struct hyp_timing timing;
+    unsigned int stops; /* since the last await() */
+    bool flushes_known;
+    uint64_t flushes[VM_DISKS_MAX];
     bool failure_running;
     enum hyp_exit exit_how;
     char text[512];
 };
 
-struct samples {
-    const char *name;
-    uint64_t *ns;
-    size_t n;
-};
-
-static struct options {
-    const char *emulator, *kernel, *initrd, *append, *firmware, *cpu, *machine, *accel;
-    unsigned int epochs, interval_ms, megabytes, cpus, nics, pages, delay;
-} options = {
-    .emulator = "qemu-system-x86_64",
-    .epochs = 200,
-    .interval_ms = 10,
-    .megabytes = 256,
-    .cpus = 1,
-    .nics = 1,
-    .pages = 1024,
-    .delay = 500,
-};
-
+static struct hyp_options options;
 static sd_event *loop;
 static unsigned int tap_n, tap_failed;
 static char work_dir[64], shm_dir[64];
@@ -94,6 +82,10 @@ static void US_PRINTF(2, 3) check(bool good, const char *fmt, ...)
 
 /* VMs survive their launcher; here they shall not. */
 static struct vm original, copy;
+static struct hyp_disk disks[VM_DISKS_MAX];
+static uint64_t pattern_base = HYP_GUEST_BASE;
+
+enum { DISK_BYTES = 16 << 20 };
 
 static void clean_up(void)
 {
@@ -101,6 +93,8 @@ static void clean_up(void)
 
     hyp_qemu.close(original.hyp);
     hyp_qemu.close(copy.hyp);
+    for (unsigned int i = 0; i < options.disks; i++)
+        hyp_disk_stop(&disks[i]);
     if (!work_dir[0])
         return;
     (void)snprintf(command, sizeof(command), "rm -rf '%s' '%s'", work_dir, shm_dir);
@@ -136,11 +130,28 @@ static void run_loop_once(uint64_t timeout_usec)
         bail_out("signal %d", (int)interrupted);
 }
 
+static void on_stopped(void *user)
+{
+    ((struct vm *)user)->stops++;
+}
+
+static void on_guest_flushes(void *user, const uint64_t *flushes)
+{
+    struct vm *vm = user;
+
+    vm->happened = FLUSHES;
+    vm->flushes_known = flushes;
+    if (flushes)
+        memcpy(vm->flushes, flushes, options.disks * sizeof(*flushes));
+}
+
 static void on_checkpoint(void *user, const struct hyp_state *state,
                           const struct hyp_timing *timing)
 {
     struct vm *vm = user;
 
+    if (vm->stops != 1)
+        bail_out("%u stops before a checkpoint", vm->stops);
     vm->happened = CHECKPOINT;
     vm->state = *state;
     vm->timing = *timing;
@@ -170,6 +181,8 @@ static void on_exit_of_vm(void *user, enum hyp_exit how, const char *detail)
 }
 
 static const struct hyp_callbacks callbacks = {
+    .on_stopped = on_stopped,
+    .on_guest_flushes = on_guest_flushes,
     .on_checkpoint = on_checkpoint,
     .on_running = on_running,
     .on_failure = on_failure,
@@ -187,6 +200,7 @@ static void await(struct vm *vm, enum happening what, const char *for_what)
         bail_out("%s: %s: %s", vm->dir, for_what,
                  vm->happened ? vm->text : "nothing happened in time");
     vm->happened = NOTHING;
+    vm->stops = 0;
 }
 
 static void run_loop_for(unsigned int ms)
@@ -215,7 +229,7 @@ static uint32_t check_pattern(const uint8_t *ram, const char *what)
         for (uint32_t i = 0; i < options.pages; i++) {
             uint32_t value, want = newest - (newest - i) % options.pages;
 
-            memcpy(&value, ram + HYP_GUEST_BASE + i * VM_PAGE_BYTES, sizeof(value));
+            memcpy(&value, ram + pattern_base + i * VM_PAGE_BYTES, sizeof(value));
             if (pass == 0)
                 newest = value > newest ? value : newest;
             else
@@ -225,6 +239,25 @@ static uint32_t check_pattern(const uint8_t *ram, const char *what)
     check(bad == 0, "%s: memory agrees with itself (counter %" PRIu32 ", %" PRIu32 " bad pages)",
           what, newest, bad);
     return newest;
+}
+
+/* Verifies that the disk has what the boot sector's guest had in its memory when it stopped. The
+ * write of the newest counter may have been yet to come. */
+static void check_disk(uint32_t newest, const char *what)
+{
+    CLEANUP_FD int fd = open(disks[0].path, O_RDONLY | O_CLOEXEC);
+    uint32_t bad = 0;
+
+    for (uint32_t i = 0; i < options.pages; i++) {
+        uint32_t value = 0, want = newest - (newest - i) % options.pages;
+
+        if (pread(fd, &value, sizeof(value), (off_t)((i + 1) * VM_PAGE_BYTES)) != sizeof(value))
+            bail_out("%s: %s", disks[0].path, strerror(errno));
+        if (newest < i)
+            want = 0;
+        bad += value != want && !(want == newest && value + options.pages == want);
+    }
+    check(bad == 0, "%s: the disk agrees with the memory (%" PRIu32 " bad blocks)", what, bad);
 }
 
 static void make_ram(struct vm *vm, uint64_t n_bytes)
@@ -251,12 +284,14 @@ static void bind_guard(struct vm *vm, size_t i, const char *path)
 static void launch(struct vm *vm, const struct vm_spec *spec, const char *name, bool incoming)
 {
     struct hyp_nic_paths nics[VM_NICS_MAX];
+    const char *disk_sockets[VM_DISKS_MAX];
     struct hyp_launch order = {
         .spec = spec,
         .run_dir = vm->dir,
         .ram_path = vm->ram_path,
         .emulator = options.emulator,
         .nics = nics,
+        .disk_sockets = disk_sockets,
         .incoming = incoming,
         .event = loop,
         .callbacks = &callbacks,
@@ -275,6 +310,8 @@ static void launch(struct vm *vm, const struct vm_spec *spec, const char *name, 
         (void)snprintf(nics[i].guard_path, sizeof(nics[i].guard_path), "%.80s/nic%u", vm->dir, i);
         bind_guard(vm, i, nics[i].guard_path);
     }
+    for (uint32_t i = 0; i < spec->n_disks; i++)
+        disk_sockets[i] = disks[i].socket;
     start = clock_now_ns();
     if (hyp_qemu.launch(&order, &vm->hyp, &err) < 0)
         bail_out("launch %s: %s", name, err.text);
@@ -290,13 +327,35 @@ static void close_vm(struct vm *vm, const struct vm_spec *spec)
         close(vm->guard_sockets[i]);
 }
 
+static void start_disks(struct vm_spec *spec)
+{
+    static const uint8_t nothing[1];
+    bool boot = !options.kernel && !options.firmware;
+
+    for (uint32_t i = 0; i < options.disks; i++) {
+        bool first = boot && i == 0;
+        int r = hyp_disk_start(&disks[i], work_dir, i, DISK_BYTES,
+                               first ? hyp_boot_guest(options.pages) : nothing,
+                               first ? HYP_BOOT_BYTES : sizeof(nothing));
+
+        if (r < 0)
+            bail_out("%s: %s", disks[i].path, strerror(-r));
+        spec->disks[i] = (struct vm_disk){.size_bytes = DISK_BYTES, .cache = VM_CACHE_WRITEBACK};
+        strcpy(spec->disks[i].path, disks[i].path);
+        (void)snprintf(spec->disks[i].serial, VM_SERIAL_BYTES, "smoke%u", i);
+        spec->n_disks = i + 1;
+    }
+    if (boot)
+        pattern_base = HYP_BOOT_BASE;
+}
+
 static void fill_spec(struct vm_spec *spec)
 {
     struct err err;
 
     *spec = (struct vm_spec){
         .name = "smoke",
-        .memory_bytes = (uint64_t)options.megabytes << 20,
+        .memory_bytes = (uint64_t)options.memory << 20,
         .cpus = options.cpus,
         .n_nics = options.nics,
     };
@@ -310,7 +369,9 @@ static void fill_spec(struct vm_spec *spec)
     SET(append, options.append);
     SET(firmware, options.firmware);
 #undef SET
-    if (!options.kernel && !options.firmware) {
+    if (options.disks > 0)
+        start_disks(spec);
+    else if (!options.kernel && !options.firmware) {
         (void)snprintf(spec->firmware, sizeof(spec->firmware), "%s/guest.bin", work_dir);
         write_guest(spec->firmware);
     }
@@ -320,27 +381,6 @@ static void fill_spec(struct vm_spec *spec)
         bail_out("preflight: %s", err.text);
     check(strchr(spec->machine, '.') && spec->accel[0], "preflight: %s, %s", spec->machine,
           spec->accel);
-}
-
-static void add_sample(struct samples *s, uint64_t ns)
-{
-    if (s->n < RUNS_MAX)
-        s->ns[s->n++] = ns;
-}
-
-static int compare_ns(const void *a, const void *b)
-{
-    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-
-    return x < y ? -1 : x > y;
-}
-
-static void print_samples(const struct samples *s)
-{
-    qsort(s->ns, s->n, sizeof(s->ns[0]), compare_ns);
-    printf("# %-8s p50 %8.1f  p99 %8.1f  max %8.1f  us, %zu runs\n", s->name,
-           (double)s->ns[s->n / 2] / 1000, (double)s->ns[s->n * 99 / 100] / 1000,
-           (double)s->ns[s->n - 1] / 1000, s->n);
 }
 
 /* Copies the dirty pages of the stopped VM. Returns their number. */
@@ -373,15 +413,30 @@ static void order(int r, const char *what, const struct err *err)
         bail_out("%s: %s", what, err->text);
 }
 
-static struct samples figures[] = {
-    {.name = "stop"}, {.name = "state"},  {.name = "scan"},
-    {.name = "copy"}, {.name = "resume"}, {.name = "pause"},
+static struct hyp_samples figures[] = {
+    {.name = "stop"},    {.name = "state"},  {.name = "scan"},  {.name = "copy"},
+    {.name = "flushes"}, {.name = "resume"}, {.name = "pause"},
 };
+
+/* Asks how many flushes the guest has seen. Returns what it took. */
+static uint64_t count_flushes(struct vm *vm)
+{
+    uint64_t start = clock_now_ns();
+    struct err err = {0};
+
+    if (options.disks == 0)
+        return 0;
+    order(hyp_qemu.guest_flushes(vm->hyp, &err), "guest_flushes", &err);
+    await(vm, FLUSHES, "guest_flushes");
+    if (!vm->flushes_known)
+        check(false, "QEMU tells the guest's flushes");
+    return clock_now_ns() - start;
+}
 
 /* One epoch: pause, carry over, run. `full` copies all memory. */
 static uint64_t epoch(struct vm *vm, struct vm *to, uint64_t n_bytes, bool full, bool compare)
 {
-    uint64_t start = clock_now_ns(), copied, scan_ns, pages, ordered;
+    uint64_t start = clock_now_ns(), copied, scan_ns, pages, ordered, flushes_ns;
     struct err err = {0};
     bool same = true;
 
@@ -395,17 +450,19 @@ static uint64_t epoch(struct vm *vm, struct vm *to, uint64_t n_bytes, bool full,
         same = memcmp(to->ram, vm->ram, n_bytes) == 0;
     if (!same)
         check(false, "the copy is the original");
+    flushes_ns = count_flushes(vm);
     ordered = clock_now_ns();
     order(hyp_qemu.resume(vm->hyp, &err), "resume", &err);
     await(vm, RUNNING, "resume");
     if (full || compare)
         return pages;
-    add_sample(&figures[0], vm->timing.stop_ns);
-    add_sample(&figures[1], vm->timing.state_ns - vm->timing.stop_ns);
-    add_sample(&figures[2], scan_ns);
-    add_sample(&figures[3], copied - start - vm->timing.state_ns - scan_ns);
-    add_sample(&figures[4], clock_now_ns() - ordered);
-    add_sample(&figures[5], clock_now_ns() - start - vm->timing.stop_ns);
+    hyp_samples_add(&figures[0], vm->timing.stop_ns);
+    hyp_samples_add(&figures[1], vm->timing.state_ns - vm->timing.stop_ns);
+    hyp_samples_add(&figures[2], scan_ns);
+    hyp_samples_add(&figures[3], copied - start - vm->timing.state_ns - scan_ns);
+    hyp_samples_add(&figures[4], flushes_ns);
+    hyp_samples_add(&figures[5], clock_now_ns() - ordered);
+    hyp_samples_add(&figures[6], clock_now_ns() - start - vm->timing.stop_ns);
     return pages;
 }
 
@@ -414,7 +471,7 @@ static void run_epochs(struct vm *vm, struct vm *to, uint64_t n_bytes)
     uint64_t pages = 0;
 
     for (unsigned int i = 0; i < options.epochs; i++) {
-        run_loop_for(options.interval_ms);
+        run_loop_for(options.interval);
         pages += epoch(vm, to, n_bytes, i == 0, i % 50 == 49);
     }
     check(true, "%u epochs, each 50th compared, %" PRIu64 " pages carried over", options.epochs,
@@ -422,21 +479,44 @@ static void run_epochs(struct vm *vm, struct vm *to, uint64_t n_bytes)
     printf("# %.1f pages an epoch, %zu bytes of device state\n", (double)pages / options.epochs,
            vm->state.n_bytes);
     for (size_t i = 0; i < sizeof(figures) / sizeof(figures[0]); i++)
-        print_samples(&figures[i]);
+        hyp_samples_print(&figures[i]);
 }
 
-/* A checkpoint that grows too large has to leave a running VM behind, and the next one works. */
-static void fail_once(struct vm *vm, struct vm *to, uint64_t n_bytes)
+/* Checkpoints that grow too large have to leave a running VM behind, and the next one works. */
+static void fail_some(struct vm *vm, struct vm *to, uint64_t n_bytes)
 {
     size_t limit = vm->hyp->stream.max_bytes;
     struct err err = {0};
+    bool running = true;
 
     vm->hyp->stream.max_bytes = 1000;
-    order(hyp_qemu.checkpoint(vm->hyp, &err), "checkpoint", &err);
-    await(vm, FAILURE, "a checkpoint over its limit");
-    check(vm->failure_running, "a failed checkpoint leaves the VM running (%s)", vm->text);
+    for (int i = 0; i < 20; i++) {
+        order(hyp_qemu.checkpoint(vm->hyp, &err), "checkpoint", &err);
+        await(vm, FAILURE, "a checkpoint over its limit");
+        running &= vm->failure_running;
+        run_loop_for(options.interval);
+    }
+    check(running, "failed checkpoints leave the VM running (%s)", vm->text);
     check(hyp_qemu.restore(vm->hyp, &vm->state, &err) == -EINVAL, "a running VM is not restored");
     vm->hyp->stream.max_bytes = limit;
+    (void)epoch(vm, to, n_bytes, false, true);
+    check(true, "the next checkpoint works");
+}
+
+/* A disk that does not answer holds the checkpoint up, and no more. */
+static void stall_once(struct vm *vm, struct vm *to, uint64_t n_bytes)
+{
+    struct err err = {0};
+
+    hyp_disk_stall(&disks[0], true);
+    run_loop_for(50); /* the guest has written something meanwhile */
+    order(hyp_qemu.checkpoint(vm->hyp, &err), "checkpoint", &err);
+    run_loop_for(1000);
+    check(vm->stops == 1 && !vm->happened, "a checkpoint waits for a disk that is slow");
+    hyp_disk_stall(&disks[0], false);
+    await(vm, CHECKPOINT, "the disk's answer");
+    order(hyp_qemu.resume(vm->hyp, &err), "resume", &err);
+    await(vm, RUNNING, "resume");
     (void)epoch(vm, to, n_bytes, false, true);
     check(true, "the next checkpoint works");
 }
@@ -485,12 +565,16 @@ static void run(const struct vm_spec *spec)
     printf("# track %.2f ms\n", (double)(clock_now_ns() - track_ns) / 1e6);
     order(hyp_qemu.resume(original.hyp, &err), "resume", &err);
     await(&original, RUNNING, "first resume");
-    run_loop_for(ours ? 50 : 5000);
+    run_loop_for(ours && options.disks == 0 ? 50 : 5000); /* the BIOS takes its time */
     run_epochs(&original, &copy, n_bytes);
-    fail_once(&original, &copy, n_bytes);
+    fail_some(&original, &copy, n_bytes);
+    if (options.disks > 0)
+        stall_once(&original, &copy, n_bytes);
     last_checkpoint(&original, &copy, n_bytes);
     if (ours)
         before = check_pattern(copy.ram, "last checkpoint");
+    if (ours && options.disks > 0)
+        check_disk(before, "last checkpoint");
 
     hyp_qemu.kill(original.hyp);
     await(&original, EXIT, "kill");
@@ -503,68 +587,22 @@ static void run(const struct vm_spec *spec)
     memset(original.ram, 0, n_bytes);
     pages = take_and_copy(&copy, &original, n_bytes / VM_PAGE_BYTES, &scan_ns);
     printf("# %" PRIu64 " pages dirtied by the restored VM\n", pages);
-    if (ours)
-        check(check_pattern(copy.ram, "restored VM") > before, "the restored guest went on");
+    if (ours) {
+        uint32_t after = check_pattern(copy.ram, "restored VM");
+
+        check(after > before, "the restored guest went on");
+        if (options.disks > 0)
+            check_disk(after, "restored VM");
+    }
     close_vm(&original, spec);
     close_vm(&copy, spec);
 }
 
-static void parse_options(int argc, char **argv)
-{
-    static const struct option names[] = {
-        {"emulator", 1, NULL, 'e'}, {"kernel", 1, NULL, 'k'},   {"initrd", 1, NULL, 'i'},
-        {"append", 1, NULL, 'a'},   {"firmware", 1, NULL, 'f'}, {"cpu", 1, NULL, 'c'},
-        {"machine", 1, NULL, 'M'},  {"accel", 1, NULL, 'A'},    {"epochs", 1, NULL, 'n'},
-        {"interval", 1, NULL, 't'}, {"memory", 1, NULL, 'm'},   {"cpus", 1, NULL, 's'},
-        {"nics", 1, NULL, 'N'},     {"pages", 1, NULL, 'p'},    {"delay", 1, NULL, 'd'},
-        {NULL, 0, NULL, 0},
-    };
-    const struct {
-        int option;
-        const char **text;
-        unsigned int *number;
-    } targets[] = {
-        {'e', &options.emulator, NULL},  {'k', &options.kernel, NULL},
-        {'i', &options.initrd, NULL},    {'a', &options.append, NULL},
-        {'f', &options.firmware, NULL},  {'c', &options.cpu, NULL},
-        {'M', &options.machine, NULL},   {'A', &options.accel, NULL},
-        {'n', NULL, &options.epochs},    {'t', NULL, &options.interval_ms},
-        {'m', NULL, &options.megabytes}, {'s', NULL, &options.cpus},
-        {'N', NULL, &options.nics},      {'p', NULL, &options.pages},
-        {'d', NULL, &options.delay},
-    };
-    int c;
-
-    while ((c = getopt_long(argc, argv, "", names, NULL)) != -1) {
-        bool known = false;
-
-        for (size_t i = 0; i < sizeof(targets) / sizeof(targets[0]); i++) {
-            if (targets[i].option != c)
-                continue;
-            known = true;
-            if (targets[i].text)
-                *targets[i].text = optarg;
-            else
-                *targets[i].number = (unsigned int)strtoul(optarg, NULL, 0);
-        }
-        if (!known)
-            exit(2);
-    }
-    if (options.pages == 0 || options.pages & (options.pages - 1) || options.epochs == 0 ||
-        options.nics > VM_NICS_MAX || options.megabytes <= options.pages / 256 + 1) {
-        fprintf(stderr, "hyp-smoke: --pages is a power of two that fits into --memory (MiB)\n");
-        exit(2);
-    }
-}
-
 int main(int argc, char **argv)
 {
-    static uint64_t ns[sizeof(figures) / sizeof(figures[0])][RUNS_MAX];
     struct vm_spec spec;
 
-    parse_options(argc, argv);
-    for (size_t i = 0; i < sizeof(figures) / sizeof(figures[0]); i++)
-        figures[i].ns = ns[i];
+    hyp_options_parse(argc, argv, &options);
     strcpy(work_dir, "/tmp/hyp-smoke.XXXXXX");
     strcpy(shm_dir, "/dev/shm/hyp-smoke.XXXXXX");
     if (!mkdtemp(work_dir) || !mkdtemp(shm_dir))

@@ -23,9 +23,12 @@
  * QEMU holds its big lock while it writes, and answers no QMP meanwhile; so the stream is read as
  * it comes, and everything that can be done before the order is done before ("armed").
  *
- * A migration that fails, does not end, or writes too much is rolled back: our end is closed, QEMU
- * told to cancel, and when it has settled the VM continues if it ran before. The point of no return
- * is the caller's: it may drop any checkpoint and resume. */
+ * A checkpoint that we cannot keep is read to its end all the same, and dropped: QEMU 7.2 may go on
+ * without its disks, and abort at the guest's next write, when it is told to cancel a migration, or
+ * loses its descriptor, after it has let the disks go. A migration that fails by itself is well
+ * rolled back. In either case the VM continues if it ran before. One that does not end is
+ * cancelled; with disks, the VM is given up. The point of no return is the caller's: it may drop
+ * any checkpoint and resume. */
 
 enum {
     STREAM_FIRST_BYTES = 1 << 20,
@@ -61,6 +64,10 @@ static void complete_if_all_seen(struct hyp_vm *vm)
 {
     if (vm->phase != VM_CHECKPOINT || vm->migration != VM_MIGRATION_COMPLETED || !vm->stream.ended)
         return;
+    if (vm->stream.unfit) {
+        fail_checkpoint(vm, vm->stream.unfit);
+        return;
+    }
     if (vm->stream.n_bytes == 0) {
         fail_checkpoint(vm, "QEMU wrote no device state");
         return;
@@ -76,10 +83,10 @@ static int stream_grow(struct vm_stream *stream)
     size_t cap = stream->cap ? stream->cap * 2 : STREAM_FIRST_BYTES;
     uint8_t *grown;
 
-    if (stream->cap - stream->n_bytes >= STREAM_READ_MIN_BYTES)
-        return 0;
     if (stream->n_bytes > stream->max_bytes)
         return -EFBIG;
+    if (stream->cap - stream->n_bytes >= STREAM_READ_MIN_BYTES)
+        return 0;
     grown = realloc(stream->bytes, cap);
     if (!grown)
         return -ENOMEM;
@@ -88,27 +95,36 @@ static int stream_grow(struct vm_stream *stream)
     return 0;
 }
 
+/* Reads once, into the stream or, when it is not fit for a checkpoint any more, to nowhere. As
+ * recv(2). */
+static ssize_t stream_read(struct vm_stream *stream, int fd)
+{
+    uint8_t nowhere[STREAM_READ_MIN_BYTES];
+    ssize_t n;
+
+    if (!stream->unfit && stream_grow(stream) < 0)
+        stream->unfit = "the device state is too large";
+    if (stream->unfit)
+        return recv(fd, nowhere, sizeof(nowhere), MSG_DONTWAIT);
+    n = recv(fd, stream->bytes + stream->n_bytes, stream->cap - stream->n_bytes, MSG_DONTWAIT);
+    if (n > 0)
+        stream->n_bytes += (size_t)n;
+    return n;
+}
+
 static int on_stream(sd_event_source *source, int fd, uint32_t events, void *user)
 {
     struct hyp_vm *vm = user;
     struct vm_stream *stream = &vm->stream;
     ssize_t n;
 
-    do {
-        if (stream_grow(stream) < 0 || stream->n_bytes > stream->max_bytes) {
-            fail_checkpoint(vm, "the device state is too large");
-            return 0;
-        }
-        n = recv(fd, stream->bytes + stream->n_bytes, stream->cap - stream->n_bytes, MSG_DONTWAIT);
-        if (n > 0)
-            stream->n_bytes += (size_t)n;
-    } while (n > 0);
+    do
+        n = stream_read(stream, fd);
+    while (n > 0);
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
         return 0;
-    if (n < 0) {
-        fail_checkpoint(vm, strerror(errno));
-        return 0;
-    }
+    if (n < 0)
+        stream->unfit = "the device state cannot be read";
     stream->ended = true;
     (void)sd_event_source_set_enabled(source, SD_EVENT_OFF); /* off cannot fail */
     complete_if_all_seen(vm);
@@ -180,6 +196,7 @@ int vm_checkpoint(struct hyp_vm *vm, struct err *err)
         return err_sys(err, r, "QMP getfd");
     vm->stream.n_bytes = 0;
     vm->stream.ended = false;
+    vm->stream.unfit = NULL;
     vm->migration = VM_MIGRATION_ACTIVE;
     vm->was_running = vm->running;
     vm->timing = (struct hyp_timing){0};
@@ -310,8 +327,12 @@ void vm_checkpoint_event(struct hyp_vm *vm)
 
 void vm_checkpoint_timeout(struct hyp_vm *vm)
 {
-    if (vm->phase == VM_CHECKPOINT)
-        fail_checkpoint(vm, "QEMU did not complete the device state in time");
+    static const char why[] = "QEMU did not complete the device state in time";
+
+    if (vm->phase == VM_CHECKPOINT && vm->n_disks > 0 && vm->migration == VM_MIGRATION_ACTIVE)
+        vm_fail(vm, VM_LOST, why);
+    else if (vm->phase == VM_CHECKPOINT)
+        fail_checkpoint(vm, why);
     else
         vm_fail(vm, VM_LOST, vm->failure);
 }

@@ -18,7 +18,7 @@ static const struct {
     unsigned int next; /* phases that it may leave to, beside DYING and GONE */
 } phases[] = {
     [VM_IDLE] = {"idle", TO(VM_CHECKPOINT) | TO(VM_FLUSHES) | TO(VM_RESUME) | TO(VM_RESTORE)},
-    [VM_CHECKPOINT] = {"checkpoint", TO(VM_IDLE) | TO(VM_ROLLBACK)},
+    [VM_CHECKPOINT] = {"checkpoint", TO(VM_IDLE) | TO(VM_ROLLBACK) | TO(VM_LOST)},
     [VM_ROLLBACK] = {"rollback", TO(VM_IDLE) | TO(VM_LOST)},
     [VM_FLUSHES] = {"query of flushes", TO(VM_IDLE) | TO(VM_LOST)},
     [VM_RESUME] = {"resume", TO(VM_IDLE) | TO(VM_LOST)},

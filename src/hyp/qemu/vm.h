@@ -20,7 +20,7 @@
  *
  * phase       entered from            what is awaited                       leaves to
  * IDLE        launch, any operation   nothing; every operation is allowed   any but ROLLBACK
- * CHECKPOINT  checkpoint()            MIGRATION completed, end of stream    IDLE, ROLLBACK
+ * CHECKPOINT  checkpoint()            MIGRATION completed, end of stream    IDLE, ROLLBACK, LOST
  * ROLLBACK    a failed checkpoint     QEMU to end it, and the VM to run     IDLE, LOST
  * FLUSHES     guest_flushes()         the reply to query-blockstats         IDLE, LOST
  * RESUME      resume()                the reply to cont                     IDLE, LOST
@@ -85,6 +85,7 @@ struct vm_stream {
     size_t cap;
     size_t max_bytes;
     bool ended;
+    const char *unfit; /* why it makes no checkpoint; NULL: it is fit so far */
 };
 
 /* The device state on its way into an incoming VM. */
