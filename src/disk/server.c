@@ -3,7 +3,6 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -13,6 +12,7 @@
 
 #include "disk/server_internal.h"
 #include "io/lock.h"
+#include "io/thread.h"
 #include "io/unix_socket.h"
 
 enum { EVENTS_AT_ONCE = 32 };
@@ -142,20 +142,6 @@ static int open_disk(struct disk_server *s, uint32_t i, const struct disk_server
     return r < 0 ? err_sys(err, r, "%s", given->socket_path) : 0;
 }
 
-static int start_thread(pthread_t *thread, void *(*run)(void *), void *user, const char *name)
-{
-    sigset_t all, before;
-    int r;
-
-    sigfillset(&all); /* signals are the main thread's */
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    r = -pthread_create(thread, NULL, run, user);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (r == 0)
-        (void)pthread_setname_np(*thread, name); /* only for people */
-    return r;
-}
-
 static int start_helpers(struct disk_server *s)
 {
     for (; s->n_helpers < DISK_HELPERS; s->n_helpers++) {
@@ -163,7 +149,7 @@ static int start_helpers(struct disk_server *s)
         int r;
 
         helper->server = s;
-        r = start_thread(&helper->thread, helper_thread, helper, "us-disk-help");
+        r = thread_start(&helper->thread, "us-disk-help", helper_thread, helper);
         if (r < 0)
             return r;
     }
@@ -217,7 +203,7 @@ static int start_server(struct disk_server *s, const struct disk_server_disk *di
         return r;
     r = start_helpers(s);
     if (r == 0)
-        r = start_thread(&s->thread, server_thread, s, "us-disk");
+        r = thread_start(&s->thread, "us-disk", server_thread, s);
     return r < 0 ? err_sys(err, r, "disk server: threads") : 0;
 }
 

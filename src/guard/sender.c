@@ -4,13 +4,13 @@
 #include <assert.h>
 #include <errno.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "base/fault.h"
 #include "io/lock.h"
+#include "io/thread.h"
 #include "wire/msg.h"
 #include "wire/page.h"
 
@@ -481,21 +481,6 @@ static void sender_free(struct sender *s)
     free(s);
 }
 
-/* Signals are the main thread's: it waits for them with a descriptor. */
-static int start_thread(struct sender *s)
-{
-    sigset_t all, old;
-    int rc;
-
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    rc = -pthread_create(&s->thread, NULL, sender_thread, s);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    if (rc == 0)
-        (void)pthread_setname_np(s->thread, "us-send"); /* only for people who look at threads */
-    return rc;
-}
-
 int sender_new(struct stage_pool *pool, unsigned max_epochs, int notify_fd,
                struct sender **ret_sender)
 {
@@ -516,7 +501,7 @@ int sender_new(struct stage_pool *pool, unsigned max_epochs, int notify_fd,
     s->encoder = page_encoder_lz4_new();
     s->digest = epoch_digest_new();
     if (s->jobs && s->out && s->scratch && s->encoder && s->digest)
-        rc = start_thread(s);
+        rc = thread_start(&s->thread, "us-send", sender_thread, s);
     if (rc)
         sender_free(s);
     else

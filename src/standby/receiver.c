@@ -5,7 +5,6 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +12,7 @@
 #include <unistd.h>
 
 #include "io/lock.h"
+#include "io/thread.h"
 #include "wire/page.h"
 
 /* Theory of operation. The thread does one of two things, outside the lock: it reads the next epoch
@@ -531,21 +531,6 @@ static void receiver_free(struct receiver *r)
     free(r);
 }
 
-/* Signals are the main thread's: it waits for them with a descriptor. */
-static int start_thread(struct receiver *r)
-{
-    sigset_t all, old;
-    int rc;
-
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    rc = -pthread_create(&r->thread, NULL, receiver_thread, r);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    if (rc == 0)
-        (void)pthread_setname_np(r->thread, "us-receive"); /* only for people */
-    return rc;
-}
-
 int receiver_new(struct stage_pool *pool, uint8_t *image, uint64_t n_pages,
                  const struct receiver_disks *disks, int notify_fd, struct receiver **ret_receiver)
 {
@@ -568,7 +553,7 @@ int receiver_new(struct stage_pool *pool, uint8_t *image, uint64_t n_pages,
     r->piece = malloc(WIRE_DISK_PIECE_BYTES);
     r->digest = epoch_digest_new();
     if (r->touched && r->payload && r->piece && r->digest)
-        rc = start_thread(r);
+        rc = thread_start(&r->thread, "us-receive", receiver_thread, r);
     if (rc)
         receiver_free(r);
     else

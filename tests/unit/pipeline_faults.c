@@ -284,7 +284,7 @@ static const struct {
     {"a begin inside of an epoch", "epoch 2: another epoch begins inside of it"},
     {"a page of another epoch", "epoch 2: another epoch begins inside of it"},
     {"a page that the VM does not have", "epoch 2: page 128 of a VM that has 128"},
-    {"a page after the state", "epoch 2: pages after the device state"},
+    {"a page after the state", "epoch 2: pages after the disks' records or the device state"},
     {"a gap in the state", "epoch 2: pieces of device state that do not belong together"},
     {"a piece of state twice", "epoch 2: pieces of device state that do not belong together"},
     {"another format in the middle", "epoch 2: pieces of device state that do not belong together"},
