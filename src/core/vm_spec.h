@@ -31,7 +31,7 @@ struct vm_nic {
 
 /* What the guest is told of a cache in its disk. Either way the host's page cache is used. */
 enum vm_disk_cache {
-    VM_CACHE_WRITEBACK = 1, /* there is one; the guest flushes it, and may switch it off */
+    VM_CACHE_WRITEBACK = 1, /* there is one, which the guest flushes */
     VM_CACHE_WRITETHROUGH,  /* there is none: each write is on stable storage when it is answered */
 };
 

@@ -9,13 +9,15 @@
 #include "hyp/qemu/vm.h"
 
 /* What QEMU says on its control socket, whole and in pieces, with the driver in the middle of a
- * checkpoint, a resume or a restore (the first byte chooses); and what it prints when asked for its
- * version and machine types. Whatever comes, the driver may only end up in a phase that its table
- * allows, and tells its caller at most one thing about one operation. */
+ * checkpoint, a resume, a question for flushes or a restore (the first byte chooses); and what it
+ * prints when asked for its version and machine types. Whatever comes, the driver may only end up
+ * in a phase that its table allows, and tells its caller at most one thing about one operation. */
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n);
 
-static unsigned int outcomes;
+enum { N_DISKS = 2 };
+
+static unsigned int outcomes, stops;
 
 static void require(bool ok)
 {
@@ -23,9 +25,23 @@ static void require(bool ok)
         abort();
 }
 
+static void on_stopped(void *user)
+{
+    require(outcomes == 0);
+    stops++;
+}
+
+static void on_guest_flushes(void *user, const uint64_t *flushes)
+{
+    for (int i = 0; flushes && i < N_DISKS; i++)
+        require(flushes[i] <= 2 * (uint64_t)INT64_MAX);
+    outcomes++;
+}
+
 static void on_checkpoint(void *user, const struct hyp_state *state,
                           const struct hyp_timing *timing)
 {
+    require(stops == 1);
     require(state->n_bytes > 0);
     outcomes++;
 }
@@ -46,8 +62,14 @@ static void on_exit_of_vm(void *user, enum hyp_exit how, const char *detail)
     abort(); /* no process, so none that ends */
 }
 
-static const struct hyp_callbacks callbacks = {on_checkpoint, on_running, on_failure,
-                                               on_exit_of_vm};
+static const struct hyp_callbacks callbacks = {
+    .on_stopped = on_stopped,
+    .on_guest_flushes = on_guest_flushes,
+    .on_checkpoint = on_checkpoint,
+    .on_running = on_running,
+    .on_failure = on_failure,
+    .on_exit = on_exit_of_vm,
+};
 
 /* A VM as launch leaves it behind, but without a process. */
 static struct hyp_vm *new_vm(sd_event *event, bool incoming, int *ret_peer)
@@ -61,6 +83,7 @@ static struct hyp_vm *new_vm(sd_event *event, bool incoming, int *ret_peer)
     vm->event = sd_event_ref(event);
     vm->callbacks = &callbacks;
     vm->incoming = incoming;
+    vm->n_disks = N_DISKS;
     vm->stream.fd = vm->feed.fd = -1;
     vm->stream.max_bytes = 1 << 20;
     vm->checkpoint_timeout_ms = vm->answer_timeout_ms = 60000;
@@ -83,6 +106,8 @@ static void order(struct hyp_vm *vm, unsigned int which, int feed_fd)
         require(hyp_qemu.restore(vm, &state, NULL) == 0);
     } else if (which % 4 == 1) {
         require(hyp_qemu.resume(vm, NULL) == 0);
+    } else if (which % 4 == 2) {
+        require(hyp_qemu.guest_flushes(vm, NULL) == 0);
     } else {
         require(hyp_qemu.checkpoint(vm, NULL) == 0);
     }
@@ -105,12 +130,12 @@ static void converse(sd_event *event, const uint8_t *data, size_t n)
         vm->stream.cap = vm->stream.n_bytes = 64;
         vm->stream.ended = true;
     }
-    outcomes = 0;
+    outcomes = stops = 0;
     for (size_t at = 1; at < n; at += step)
         qmp_feed(vm->qmp, (const char *)data + at, n - at < step ? n - at : step);
     while (sd_event_run(event, 0) > 0)
         ;
-    require(outcomes <= 1);
+    require(outcomes <= 1 && stops <= 1);
     require(vm->phase < VM_N_PHASES && (vm->phase != VM_IDLE || outcomes == 1));
     vm->phase = VM_GONE;
     close(vm->pidfd);
