@@ -408,8 +408,11 @@ static int replay(struct redo *redo, const struct image *images, uint32_t n_imag
                   const struct found *checked, struct err *err)
 {
     struct found found;
-    int r = pass(redo, images, n_images, true, &found, err);
+    int r = redo_sync(redo); /* what a process left that died may be in the page cache only */
 
+    if (r < 0)
+        return err_sys(err, r, "sync");
+    r = pass(redo, images, n_images, true, &found, err);
     if (r < 0)
         return r;
     if (found.end != checked->end)
