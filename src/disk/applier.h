@@ -58,8 +58,8 @@ struct applier_report {
 
 /* images: borrowed. redo: taken on success, recovered and empty. notify_fd: an eventfd (borrowed),
  * written when the report changes or a mark was reached. limit_bytes: of staged and unapplied
- * records; staging waits above it (never for an epoch alone, and only while the thread has
- * committed epochs to work on). */
+ * records; staging waits above it (never for an epoch alone, and only while there are committed
+ * epochs to work on). The log is cut down when so much of it, at most 64 MiB, was applied. */
 int applier_new(const struct image *images, uint32_t n_images, struct redo *redo,
                 uint64_t limit_bytes, int notify_fd, const struct applier_callbacks *callbacks,
                 struct applier **ret_applier) US_MUST_CHECK;

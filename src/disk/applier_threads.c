@@ -8,7 +8,7 @@
 #include "io/clock.h"
 #include "io/thread.h"
 
-enum { RECLAIM_BYTES = 64 * 1024 * 1024 }; /* of the log: bounds its space, and recovery's time */
+#define RECLAIM_BYTES   (UINT64_C(64) << 20) /* of the log: bounds its space, and recovery's time */
 #define RECLAIM_IDLE_NS NS_PER_S /* without work before a log that is smaller is emptied */
 
 /* What was written to the images before is on stable storage when it returns 0. */
@@ -211,11 +211,13 @@ enum work { WORK_NONE, WORK_LATER, WORK_RECLAIM, WORK_FINISH };
 
 static enum work next_work(const struct applier *a)
 {
+    uint64_t most = a->limit_bytes < RECLAIM_BYTES ? a->limit_bytes : RECLAIM_BYTES;
+
     if (a->report.error || a->finished)
         return WORK_NONE;
     if (a->finish_ordered && !a->first)
         return WORK_FINISH;
-    if (a->reclaim_bytes > RECLAIM_BYTES)
+    if (a->reclaim_bytes > most)
         return WORK_RECLAIM;
     if (a->reclaim_bytes == 0 || front_is_committed(a))
         return WORK_NONE;

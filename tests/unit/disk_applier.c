@@ -525,7 +525,7 @@ static void a_busy_log_is_bounded(void **state)
         if ((uint64_t)st.st_blocks * 512 > most)
             most = (uint64_t)st.st_blocks * 512;
     }
-    assert_true(most < 150 << 20); /* of 200 MiB */
+    assert_true(most < 100 << 20); /* of 200 MiB */
     assert_int_equal(restart(), 400);
     assert_int_equal(image_read(&rig_images[0], data, write.n_data, write.offset), 0);
     for (uint32_t i = 0; i < write.n_data; i++)
