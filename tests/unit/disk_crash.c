@@ -27,7 +27,6 @@ enum {
     N_FILES = 3,
     EPOCHS = 40, /* of a child */
     CHANGES_BYTES = 64 << 20,
-    CHANGES_ENOUGH = 48 << 20,
 };
 
 static const char *const file_names[N_FILES] = {"redo", "disk0", "disk1"};
@@ -229,11 +228,32 @@ struct life {
     bool recovery_only;
 };
 
-/* Epochs are staged one after the other, and committed zero to three later. */
+/* Stages the epoch, and commits it or one of the three before it. */
+static void one_epoch(struct applier *applier, int event, const struct life *life, uint64_t epoch,
+                      uint64_t *seed)
+{
+    uint64_t term = epoch <= life->base + life->n_seeding ? 0 : TERM;
+    uint64_t committed = epoch - rig_random(seed) % 4;
+    struct disk_log log = {0};
+
+    rig_epoch(epoch, &log, NULL);
+    world->attempted = epoch;
+    assert_int_equal(applier_stage(applier, epoch, term, &log), 0);
+    world->staged = epoch;
+    if (committed > life->base && committed <= epoch) {
+        applier_commit(applier, committed);
+        if (world->committed < committed)
+            world->committed = committed;
+        if (rig_random(seed) % 4 == 0)
+            wait_applied(applier, event, committed);
+    }
+    note_report(applier);
+}
+
 static void live(const struct life *life)
 {
     const struct applier_callbacks callbacks = {.on_consistent = on_consistent};
-    uint64_t seed = life->seed, found, n, last = life->base + life->n_epochs;
+    uint64_t seed = life->seed, found, n;
     struct redo *redo = open_and_recover(&found);
     struct applier *applier;
     int event = eventfd(0, EFD_CLOEXEC);
@@ -242,26 +262,8 @@ static void live(const struct life *life)
         return;
     assert_int_equal(
         applier_new(rig_images, RIG_DISKS, redo, 256 * 1024, event, &callbacks, &applier), 0);
-    for (uint64_t epoch = life->base + 1; epoch <= last && world->n_bytes < CHANGES_ENOUGH;
-         epoch++) {
-        struct disk_log log = {0};
-
-        rig_epoch(epoch, &log, NULL);
-        world->attempted = epoch;
-        assert_int_equal(
-            applier_stage(applier, epoch, epoch <= life->base + life->n_seeding ? 0 : TERM, &log),
-            0);
-        world->staged = epoch;
-        n = rig_random(&seed) % 4;
-        if (epoch > life->base + n) {
-            applier_commit(applier, epoch - n);
-            if (world->committed < epoch - n)
-                world->committed = epoch - n;
-            if (rig_random(&seed) % 4 == 0)
-                wait_applied(applier, event, epoch - n);
-        }
-        note_report(applier);
-    }
+    for (unsigned i = 1; i <= life->n_epochs; i++)
+        one_epoch(applier, event, life, life->base + i, &seed);
     if (!life->no_finish) {
         world->draining = true;
         applier_drain(applier);
