@@ -184,13 +184,13 @@ static int open_file(struct redo *redo, struct err *err)
 {
     struct stat st;
 
-    redo->file.fd = open(redo->file.path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    redo->file.fd = open(redo->file.path, O_RDWR | O_CLOEXEC);
     if (redo->file.fd < 0 && errno == ENOENT) {
         int r = make_file(redo->file.path, redo->vm, err);
 
         if (r < 0)
             return r;
-        redo->file.fd = open(redo->file.path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+        redo->file.fd = open(redo->file.path, O_RDWR | O_CLOEXEC);
     }
     if (redo->file.fd < 0 || fstat(redo->file.fd, &st) < 0)
         return err_sys(err, -errno, "%s", redo->file.path);

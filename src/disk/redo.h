@@ -59,6 +59,9 @@
  * later recovery         what it had, or an empty log       replays, or has nothing to do dropping
  * epochs  the first ones gone, the rest not  ends in front of the first that is gone
  *
+ * What a process left that died may be in the page cache only; recovery syncs the log before it
+ * touches the images, so that a failure of power during recovery is one more crash of this table.
+ *
  * A header is written only when the log is not empty. Hence a file with one damaged slot, whose
  * other slot names an empty log, was not left by a crash but was damaged later, and so was one with
  * an epoch newer than the header: both are refused. Damage in the middle of the epochs cannot be

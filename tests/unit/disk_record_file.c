@@ -9,6 +9,11 @@
 #include "disk/record_file.h"
 #include "unit.h"
 
+/* A peer's name of 64 characters. */
+#define LONG_NAME                                                                                  \
+    "{\"role\": \"standby\", \"term\": 7, \"epoch\": 0, \"peer\": "                                \
+    "\"a234567890123456789012345678901234567890123456789012345678901234\"}"
+
 static char folder[] = "/tmp/us-copy-XXXXXX";
 static char path[64];
 
@@ -90,8 +95,7 @@ static void damaged_files_are_refused(void **state)
         "{\"role\": \"primary\", \"term\": 7, \"epoch\": 0, \"peer\": \"hosta\"}",
         "{\"role\": \"standby\", \"term\": 7, \"epoch\": 0, \"peer\": \"\"}",
         "{\"role\": \"standby\", \"term\": 7, \"epoch\": 0, \"peer\": \"-\"}",
-        "{\"role\": \"standby\", \"term\": 7, \"epoch\": 0, \"peer\": "
-        "\"a234567890123456789012345678901234567890123456789012345678901234\"}",
+        LONG_NAME,
         "[]",
     };
 
