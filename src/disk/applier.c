@@ -278,7 +278,7 @@ static void applier_free(struct applier *a)
     while (a->first)
         staged_free(applier_remove_first(a));
     while (applier_mark_get(a, &mark))
-        free(mark.differences);
+        range_list_free(&mark.differing);
     pthread_mutex_destroy(&a->image_lock);
     pthread_mutex_destroy(&a->lock);
     pthread_cond_destroy(&a->wake);

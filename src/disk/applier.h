@@ -7,6 +7,7 @@
 
 #include "disk/image.h"
 #include "disk/log.h"
+#include "disk/range_list.h"
 #include "disk/redo.h"
 
 /* The standby's disk side: takes whole epochs from the receiver, keeps them in the redo log, and
@@ -30,11 +31,6 @@ struct applier_callbacks {
     void *user;
 };
 
-struct applier_difference { /* DIGESTs that did not match; neighbours are joined */
-    uint8_t disk;
-    uint64_t offset, n_bytes;
-};
-
 enum {
     APPLIER_DIFFERENCES_MAX = 65536,
     APPLIER_MARKS_MAX = 16, /* reached and not yet fetched; more are an error */
@@ -43,9 +39,9 @@ enum {
 /* A MARK that was reached, with what differed since the mark before. */
 struct applier_mark {
     uint64_t number;
-    uint32_t n;
-    bool more;                              /* there were more than APPLIER_DIFFERENCES_MAX */
-    struct applier_difference *differences; /* n; whoever fetches the mark frees them */
+    bool more; /* there were more than APPLIER_DIFFERENCES_MAX */
+    /* Of DIGESTs that did not match, neighbours joined; whoever fetches the mark frees the list. */
+    struct range_list differing;
 };
 
 struct applier_report {

@@ -8,29 +8,18 @@
 
 static int note_difference(struct compare *c, const struct disk_record *rec)
 {
-    struct applier_mark *found = &c->found;
-    struct applier_difference *last = found->n ? &found->differences[found->n - 1] : NULL;
+    struct range_list *list = &c->found.differing;
+    struct disk_range *last = list->n ? &list->v[list->n - 1] : NULL;
 
     if (last && last->disk == rec->disk && last->offset + last->n_bytes == rec->offset) {
         last->n_bytes += rec->n_bytes;
         return 0;
     }
-    if (found->n == APPLIER_DIFFERENCES_MAX) {
-        found->more = true;
+    if (list->n == APPLIER_DIFFERENCES_MAX) {
+        c->found.more = true;
         return 0;
     }
-    if (found->n == c->room) {
-        uint32_t room = c->room ? 2 * c->room : 64;
-        struct applier_difference *grown = realloc(found->differences, room * sizeof(*grown));
-
-        if (!grown)
-            return -ENOMEM;
-        found->differences = grown;
-        c->room = room;
-    }
-    found->differences[found->n++] =
-        (struct applier_difference){rec->disk, rec->offset, rec->n_bytes};
-    return 0;
+    return range_list_add(list, rec->disk, rec->offset, rec->n_bytes);
 }
 
 /* 1 = the range lies in a hole; 0 = it may hold data. Asks the file system once for many ranges:
@@ -86,12 +75,11 @@ struct applier_mark compare_take(struct compare *c)
     struct applier_mark found = c->found;
 
     c->found = (struct applier_mark){0};
-    c->room = 0;
     return found;
 }
 
 void compare_done(struct compare *c)
 {
-    free(c->found.differences);
+    range_list_free(&c->found.differing);
     free(c->unit);
 }

@@ -17,7 +17,6 @@ struct compare_stretch {
 
 struct compare {
     struct applier_mark found; /* without its number */
-    uint32_t room;             /* for differences */
     struct compare_stretch stretch;
     uint8_t *unit; /* DISK_DIGEST_UNIT */
 };
@@ -30,7 +29,7 @@ int compare_digest(struct compare *c, const struct image *images, const struct d
 /* Something is about to be written to that disk. */
 void compare_written(struct compare *c, uint8_t disk);
 
-/* What differed since the last take; the differences are the caller's. */
+/* What differed since the last take; the list is the caller's. */
 struct applier_mark compare_take(struct compare *c);
 
 void compare_done(struct compare *c);

@@ -42,7 +42,7 @@ struct copier {
 
     /* the main thread's while not busy, else the thread's */
     struct copier_order order;
-    struct copier_range *ranges; /* order.n_ranges, owned */
+    struct disk_range *ranges;   /* order.n_ranges, owned */
     uint64_t due_ns;             /* the rate allows the next step then */
 
     /* thread only */
@@ -224,7 +224,7 @@ static bool wait_turn(struct copier *c)
     return !stop;
 }
 
-static int do_range(struct copier *c, const struct copier_range *range)
+static int do_range(struct copier *c, const struct disk_range *range)
 {
     uint64_t at = 0, done;
 
@@ -334,8 +334,8 @@ void copier_free(struct copier *c)
 }
 
 /* Puts the range as the job needs it into *to. */
-static int take_range(const struct copier *c, enum copier_job job, const struct copier_range *range,
-                      struct copier_range *to)
+static int take_range(const struct copier *c, enum copier_job job, const struct disk_range *range,
+                      struct disk_range *to)
 {
     uint64_t size = disk_server_image(c->server, range->disk)->size_bytes;
     uint64_t offset = range->offset, end;
@@ -349,13 +349,13 @@ static int take_range(const struct copier *c, enum copier_job job, const struct 
         offset -= offset % DISK_DIGEST_UNIT;
         end = more < size - end ? end + more : size;
     }
-    *to = (struct copier_range){range->disk, offset, end - offset};
+    *to = (struct disk_range){range->disk, offset, end - offset};
     return 0;
 }
 
 int copier_start(struct copier *c, const struct copier_order *order)
 {
-    CLEANUP_FREE struct copier_range *ranges = NULL;
+    CLEANUP_FREE struct disk_range *ranges = NULL;
     struct copier_progress progress = {.busy = true}, present;
     int r;
 

@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "disk/journal.h"
+#include "disk/range_list.h"
 #include "disk/server.h"
 
 /* The copier: a thread that puts contents or digests of ranges of the disks into the journal while
@@ -16,11 +17,6 @@
 struct copier;
 
 enum copier_job { COPIER_COPY = 1, COPIER_DIGEST = 2 };
-
-struct copier_range {
-    uint8_t disk; /* one that the server has */
-    uint64_t offset, n_bytes;
-};
 
 struct copier_progress {
     bool busy;
@@ -38,7 +34,7 @@ void copier_free(struct copier *c);
 
 struct copier_order {
     enum copier_job job;
-    const struct copier_range *ranges; /* borrowed for the call */
+    const struct disk_range *ranges;   /* of disks that the server has; borrowed for the call */
     uint32_t n_ranges;                 /* may be 0: then only the MARK comes */
     bool skip_holes; /* COPY: the other copy was all holes when the journal started */
     bool sync;       /* the MARK has DISK_SYNC */

@@ -30,58 +30,6 @@ enum {
 
 static const uint8_t no_sync[DISK_SYNC_ID_BYTES];
 
-/* ---- lists of ranges ---- */
-
-static int list_add(struct range_list *list, uint32_t disk, uint64_t offset, uint64_t n_bytes)
-{
-    struct copier_range *v = list->v;
-
-    if (list->n == list->room) {
-        uint32_t room = list->room ? list->room * 2 : 64;
-
-        v = reallocarray(v, room, sizeof(*v));
-        if (!v)
-            return -ENOMEM;
-        list->v = v;
-        list->room = room;
-    }
-    v[list->n++] = (struct copier_range){(uint8_t)disk, offset, n_bytes};
-    return 0;
-}
-
-static void list_free(struct range_list *list)
-{
-    free(list->v);
-    *list = (struct range_list){NULL, 0, 0};
-}
-
-static int by_offset(const void *a, const void *b)
-{
-    const struct copier_range *x = a, *y = b;
-
-    return x->offset < y->offset ? -1 : x->offset > y->offset;
-}
-
-/* Sorts the ranges of one disk and joins those that touch. */
-static void list_join(struct range_list *list)
-{
-    uint32_t i, n = 0;
-
-    if (list->n)
-        qsort(list->v, list->n, sizeof(*list->v), by_offset);
-    for (i = 0; i < list->n; i++) {
-        struct copier_range *last = n ? &list->v[n - 1] : NULL, r = list->v[i];
-
-        if (last && r.offset <= last->offset + last->n_bytes) {
-            if (r.offset + r.n_bytes > last->offset + last->n_bytes)
-                last->n_bytes = r.offset + r.n_bytes - last->offset;
-        } else {
-            list->v[n++] = r;
-        }
-    }
-    list->n = n;
-}
-
 /* ---- one disk after the other ---- */
 
 static void fail(struct guard *g, const char *why)
@@ -122,23 +70,18 @@ static int collect_known(struct guard *g)
 {
     struct resync *s = &g->resync;
     const struct disk_map *map = g->body->disks->maps[s->disk];
-    uint64_t size = g->body->disks->sizes[s->disk], at = 0, n;
+    const struct range_list *told = &s->told[s->disk];
+    uint64_t at = 0, n;
     uint32_t i;
     int r = 0;
 
     while (r >= 0 && disk_map_next(map, at, &at, &n)) {
-        r = list_add(&s->work, s->disk, at, n);
+        r = range_list_add(&s->work, s->disk, at, n);
         at += n;
     }
-    for (i = 0; r >= 0 && i < s->told[s->disk].n; i++) {
-        const struct copier_range *range = &s->told[s->disk].v[i];
-
-        if (range->offset < size)
-            r = list_add(&s->work, s->disk, range->offset,
-                         range->n_bytes < size - range->offset ? range->n_bytes
-                                                               : size - range->offset);
-    }
-    list_join(&s->work);
+    for (i = 0; r >= 0 && i < told->n; i++)
+        r = range_list_add(&s->work, s->disk, told->v[i].offset, told->v[i].n_bytes);
+    range_list_join(&s->work, 0);
     return r;
 }
 
@@ -153,22 +96,18 @@ static bool begin_disk(struct guard *g)
     bool known = theirs->state == WIRE_COPY_KNOWN && disk_map_trusted(map) &&
                  memcmp(theirs->sync, no_sync, sizeof(no_sync)) != 0 &&
                  memcmp(theirs->sync, disk_map_sync(map), sizeof(no_sync)) == 0;
-    uint64_t bytes = 0;
-    uint32_t i;
 
     s->work.n = 0;
     s->rounds = 0;
-    if ((known ? collect_known(g) : list_add(&s->work, s->disk, 0, size)) < 0) {
+    if ((known ? collect_known(g) : range_list_add(&s->work, s->disk, 0, size)) < 0) {
         fail(g, "out of memory");
         return true;
     }
-    for (i = 0; i < s->work.n; i++)
-        bytes += s->work.v[i].n_bytes;
     log_info("%s: %s, %llu KiB", path,
              known                              ? "copying what may differ"
              : theirs->state == WIRE_COPY_EMPTY ? "copying all"
                                                 : "comparing all",
-             (unsigned long long)(bytes >> 10));
+             (unsigned long long)(range_list_bytes(&s->work) >> 10));
     if (!s->work.n)
         return false;
     (void)order(g, known || theirs->state == WIRE_COPY_EMPTY ? COPIER_COPY : COPIER_DIGEST,
@@ -345,15 +284,34 @@ void resync_end(struct guard *g)
 
 /* ---- what the standby tells ---- */
 
+/* Adds them to a list of no more than `max` ranges. NULL, or what is wrong with them. */
+static const char *take_ranges(struct range_list *to, uint32_t max, uint64_t size_bytes,
+                               const struct wire_disk_ranges *told)
+{
+    uint32_t i;
+
+    if (to->n + told->n > max)
+        return "the standby speaks of too many ranges";
+    for (i = 0; i < told->n; i++) {
+        const struct wire_range *r = &told->range[i];
+
+        if (r->offset + r->n_bytes > size_bytes)
+            return "the standby speaks of more than the disk has";
+        if (range_list_add(to, told->disk, r->offset, r->n_bytes) < 0)
+            return "out of memory";
+    }
+    return NULL;
+}
+
 static void verify_ranges(struct guard *g, const struct wire_disk_ranges *told)
 {
     struct verify *v = &g->resync.verify;
-    uint32_t i;
+    const char *wrong = take_ranges(&v->differing, VM_DISKS_MAX * RANGES_TOLD_MAX,
+                                    g->body->disks->sizes[told->disk], told);
 
-    for (i = 0; i < told->n; i++)
-        if (list_add(&v->differing, told->disk, told->range[i].offset, told->range[i].n_bytes) < 0)
-            verify_failed(g, "out of memory");
-    if (told->last && v->running) {
+    if (wrong) {
+        verify_failed(g, wrong);
+    } else if (told->last) {
         v->running = false;
         v->finished_at = (int64_t)time(NULL);
         log_info("verify: %u differing ranges", v->differing.n);
@@ -364,7 +322,7 @@ void resync_ranges(struct guard *g, const struct wire_disk_ranges *told)
 {
     struct resync *s = &g->resync;
     struct range_list *to = &s->differing;
-    uint32_t i;
+    const char *wrong;
 
     if (!g->body->disks || told->disk >= g->body->disks->n) {
         link_broken(g, "the standby speaks of a disk that the VM does not have");
@@ -379,16 +337,10 @@ void resync_ranges(struct guard *g, const struct wire_disk_ranges *told)
     else if (s->phase != RESYNC_COMPARING || told->mark != s->mark ||
              (told->n && told->disk != s->disk))
         return; /* of a copying job, or too late */
-    for (i = 0; i < told->n; i++) {
-        const struct wire_range *r = &told->range[i];
-
-        if (r->offset + r->n_bytes > g->body->disks->sizes[told->disk] &&
-            told->kind == WIRE_RANGES_DIFFER)
-            link_broken(g, "the standby speaks of more than the disk has");
-        else if (list_add(to, told->disk, r->offset, r->n_bytes) < 0)
-            link_broken(g, "out of memory");
-    }
-    if (told->last) {
+    wrong = take_ranges(to, RANGES_TOLD_MAX, g->body->disks->sizes[told->disk], told);
+    if (wrong) {
+        link_broken(g, wrong);
+    } else if (told->last) {
         s->answered = true;
         seed_continue(g);
     }
@@ -414,7 +366,7 @@ static json_t *verify_json(const struct guard *g, const struct copier_progress *
     uint32_t i;
 
     for (i = 0; i < v->differing.n && i < DIFFERING_MAX; i++) {
-        const struct copier_range *r = &v->differing.v[i];
+        const struct disk_range *r = &v->differing.v[i];
 
         (void)json_array_append_new(
             differing, json_pack("{s:i, s:I, s:I}", "disk", (int)r->disk, "offset",
@@ -497,7 +449,7 @@ void resync_request_verify(struct guard *g, struct control_request *req)
     }
     s->work.n = 0;
     for (i = 0; r >= 0 && i < g->body->disks->n; i++)
-        r = list_add(&s->work, i, 0, g->body->disks->sizes[i]);
+        r = range_list_add(&s->work, i, 0, g->body->disks->sizes[i]);
     if (r >= 0) {
         struct copier_order order = {
             .job = COPIER_DIGEST,
@@ -507,7 +459,7 @@ void resync_request_verify(struct guard *g, struct control_request *req)
             .rate_bytes = rate ? (uint64_t)rate : g->body->spec.protect.copy_rate_bytes,
         };
 
-        list_free(&v->differing);
+        range_list_free(&v->differing);
         *v = (struct verify){.running = true, .mark = order.mark};
         r = copier_start(s->copier, &order);
     }
@@ -604,9 +556,9 @@ void resync_free(struct guard *g)
     copier_free(s->copier);
     applier_close(g->takeover.applier);
     sd_event_source_disable_unref(s->source);
-    list_free(&s->work);
-    list_free(&s->differing);
-    list_free(&s->verify.differing);
+    range_list_free(&s->work);
+    range_list_free(&s->differing);
+    range_list_free(&s->verify.differing);
     for (i = 0; i < VM_DISKS_MAX; i++)
-        list_free(&s->told[i]);
+        range_list_free(&s->told[i]);
 }

@@ -6,12 +6,6 @@
 
 /* What the guard keeps of bringing a standby's disks in step, and of comparing them later. */
 
-/* A growing list of ranges. */
-struct range_list {
-    struct copier_range *v;
-    uint32_t n, room;
-};
-
 enum resync_phase {
     RESYNC_OFF = 0, /* no standby, or no disks */
     RESYNC_COPYING,

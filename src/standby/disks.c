@@ -74,89 +74,46 @@ static int on_consistent(void *user, uint64_t epoch, uint64_t term)
 
 /* ---- what the primary is told ---- */
 
-enum { TOLD_MAX = 8192 }; /* ranges at a time: what the control channel's buffer has room for */
-
-/* Ranges of one disk, in ascending order, on their way to the primary. */
-struct told {
-    struct wire_range *v;
-    size_t n, room;
-};
-
-static int told_add(struct told *t, uint64_t offset, uint64_t n_bytes)
-{
-    struct wire_range *v = t->v;
-
-    if (t->n == t->room) {
-        size_t room = t->room ? t->room * 2 : 256;
-
-        v = reallocarray(v, room, sizeof(*v));
-        if (!v)
-            return -ENOMEM;
-        t->v = v;
-        t->room = room;
-    }
-    v[t->n++] = (struct wire_range){offset, n_bytes};
-    return 0;
-}
-
-/* Joins ranges that have little between them, and more and more between them, until they can be told. More is
- * copied or compared then than needs to be, never less. */
-static void told_coarsen(struct told *t)
-{
-    uint64_t gap;
-
-    for (gap = DISK_BLOCK_BYTES; t->n > TOLD_MAX; gap *= 2) {
-        size_t i, n = 1;
-
-        for (i = 1; i < t->n; i++) {
-            struct wire_range *last = &t->v[n - 1];
-
-            if (t->v[i].offset - (last->offset + last->n_bytes) <= gap)
-                last->n_bytes = t->v[i].offset + t->v[i].n_bytes - last->offset;
-            else
-                t->v[n++] = t->v[i];
-        }
-        t->n = n;
-    }
-}
-
-/* Sends them, and empties the list. */
-static void told_send(struct standby_shell *s, struct told *t, enum wire_ranges_kind kind,
-                      uint32_t disk, uint64_t mark)
+/* Tells ranges of one disk, coarsened to what the control channel's buffer has room for, and
+ * empties the list. -ENOMEM: they were not told. */
+static int tell(struct standby_shell *s, struct range_list *list, enum wire_ranges_kind kind,
+                uint32_t disk, uint64_t mark)
 {
     CLEANUP_FREE struct wire_msg *msg = calloc(1, sizeof(*msg));
     struct wire_disk_ranges *ranges;
-    size_t at, n;
+    uint32_t i;
 
-    if (!msg || !s->control)
-        return; /* without an answer the primary makes no use of our copy */
+    if (!msg)
+        return -ENOMEM;
     ranges = &msg->u.disk_ranges;
     msg->type = WIRE_DISK_RANGES;
     *ranges = (struct wire_disk_ranges){.kind = (uint8_t)kind, .disk = (uint8_t)disk, .mark = mark};
-    told_coarsen(t);
-    for (at = 0; at < t->n; at += n) {
-        n = t->n - at < WIRE_RANGES_PER_MSG ? t->n - at : WIRE_RANGES_PER_MSG;
-        memcpy(ranges->range, t->v + at, n * sizeof(*ranges->range));
-        ranges->n = (uint32_t)n;
-        channel_send(s->control, msg);
+    range_list_coarsen(list, RANGES_TOLD_MAX);
+    for (i = 0; i < list->n; i++) {
+        ranges->range[ranges->n++] = (struct wire_range){list->v[i].offset, list->v[i].n_bytes};
+        if (ranges->n == WIRE_RANGES_PER_MSG || i + 1 == list->n) {
+            channel_send(s->control, msg);
+            ranges->n = 0;
+        }
     }
-    t->n = 0;
+    list->n = 0;
+    return 0;
 }
 
 /* Where our copy may differ from the full copy that it goes back to. */
 static int tell_dirty(struct standby_shell *s, uint32_t disk)
 {
-    struct told dirty = {.n = 0};
+    struct range_list dirty = {.n = 0};
     uint64_t at = 0, n;
     int r = 0;
 
     while (r >= 0 && disk_map_next(s->body->disks->maps[disk], at, &at, &n)) {
-        r = told_add(&dirty, at, n);
+        r = range_list_add(&dirty, disk, at, n);
         at += n;
     }
     if (r >= 0)
-        told_send(s, &dirty, WIRE_RANGES_DIRTY, disk, 0);
-    free(dirty.v);
+        r = tell(s, &dirty, WIRE_RANGES_DIRTY, disk, 0);
+    range_list_free(&dirty);
     return r;
 }
 
@@ -182,31 +139,35 @@ void standby_disks_describe(struct standby_shell *s, struct wire_ready *ready)
     }
 }
 
-/* A mark was reached: what differed before it. */
+/* A mark was reached: what differed before it. Out of memory, it stays without an answer, and the
+ * primary makes no use of this copy. */
 static void answer_mark(struct standby_shell *s, const struct applier_mark *mark)
 {
+    const struct range_list *differing = &mark->differing;
     struct wire_msg end = {.type = WIRE_DISK_RANGES};
-    struct told told = {.n = 0};
+    struct range_list told = {.n = 0};
     uint32_t i;
+    int r = 0;
 
-    for (i = 0; i < mark->n; i++) {
-        const struct applier_difference *d = &mark->differences[i];
+    if (!s->control)
+        return;
+    for (i = 0; r >= 0 && i < differing->n; i++) {
+        const struct disk_range *d = &differing->v[i];
         uint64_t n = d->n_bytes;
 
-        if (mark->more && i + 1 == mark->n) /* too many to tell: all that follows */
+        if (mark->more && i + 1 == differing->n) /* too many to tell: all that follows */
             n = s->body->disks->sizes[d->disk] - d->offset;
-        if (told_add(&told, d->offset, n) < 0)
-            break; /* the mark stays without an answer */
-        if (i + 1 == mark->n || mark->differences[i + 1].disk != d->disk)
-            told_send(s, &told, WIRE_RANGES_DIFFER, d->disk, mark->number);
+        r = range_list_add(&told, d->disk, d->offset, n);
+        if (r >= 0 && (i + 1 == differing->n || differing->v[i + 1].disk != d->disk))
+            r = tell(s, &told, WIRE_RANGES_DIFFER, d->disk, mark->number);
     }
-    free(told.v);
+    range_list_free(&told);
     end.u.disk_ranges = (struct wire_disk_ranges){
         .kind = WIRE_RANGES_DIFFER,
         .mark = mark->number,
         .last = true,
     };
-    if (i == mark->n && s->control)
+    if (r >= 0)
         channel_send(s->control, &end);
 }
 
@@ -235,7 +196,7 @@ static int on_disks(sd_event_source *source, int fd, uint32_t events, void *user
     (void)!read(fd, &count, sizeof(count)); /* only wakes us */
     while (s->applier && applier_mark_get(s->applier, &mark)) {
         answer_mark(s, &mark);
-        free(mark.differences);
+        range_list_free(&mark.differing);
     }
     if (!s->applier)
         return 0;

@@ -317,21 +317,22 @@ static void digests_are_compared_in_their_place(void **state)
 
     mark = next_mark();
     assert_int_equal(mark.number, 5);
-    assert_int_equal(mark.n, 0);
+    assert_int_equal(mark.differing.n, 0);
     mark = next_mark();
     assert_true(mark.number == UINT64_MAX);
-    assert_int_equal(mark.n, 0);
+    assert_int_equal(mark.differing.n, 0);
     mark = next_mark();
     assert_int_equal(mark.number, 7);
-    assert_true(mark.n >= 2);
-    assert_int_equal(mark.differences[0].disk, 1);
-    assert_int_equal(mark.differences[0].n_bytes, RIG_SMALL_BYTES);
-    assert_int_equal(mark.differences[1].disk, 0);
-    assert_int_equal(mark.differences[1].offset, DISK_DIGEST_UNIT);
-    assert_true(mark.differences[1].n_bytes >= 2 * DISK_DIGEST_UNIT);
-    assert_int_equal(mark.differences[mark.n - 1].offset + mark.differences[mark.n - 1].n_bytes,
+    assert_true(mark.differing.n >= 2);
+    assert_int_equal(mark.differing.v[0].disk, 1);
+    assert_int_equal(mark.differing.v[0].n_bytes, RIG_SMALL_BYTES);
+    assert_int_equal(mark.differing.v[1].disk, 0);
+    assert_int_equal(mark.differing.v[1].offset, DISK_DIGEST_UNIT);
+    assert_true(mark.differing.v[1].n_bytes >= 2 * DISK_DIGEST_UNIT);
+    assert_int_equal(mark.differing.v[mark.differing.n - 1].offset +
+                         mark.differing.v[mark.differing.n - 1].n_bytes,
                      RIG_BIG_BYTES);
-    free(mark.differences);
+    range_list_free(&mark.differing);
     assert_false(applier_mark_get(rig.applier, &mark));
     free(model);
 }
@@ -347,9 +348,9 @@ static void differences_are_bounded(void **state)
     assert_int_equal(applier_stage(rig.applier, 1, 0, &log), 0);
     commit(1);
     mark = next_mark();
-    assert_int_equal(mark.n, APPLIER_DIFFERENCES_MAX);
+    assert_int_equal(mark.differing.n, APPLIER_DIFFERENCES_MAX);
     assert_true(mark.more);
-    free(mark.differences);
+    range_list_free(&mark.differing);
 }
 
 static void assert_failed(int error, const char *text)

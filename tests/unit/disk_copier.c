@@ -196,7 +196,7 @@ static struct copier_progress finish(struct rig *rig)
     return progress;
 }
 
-static void start(struct rig *rig, struct copier_order order, struct copier_range range)
+static void start(struct rig *rig, struct copier_order order, struct disk_range range)
 {
     rig->n_write_bytes = rig->n_zero_records = rig->n_digests = 0;
     rig->n_marks = 0;
@@ -205,7 +205,7 @@ static void start(struct rig *rig, struct copier_order order, struct copier_rang
     assert_int_equal(copier_start(rig->copier, &order), 0);
 }
 
-static const struct copier_range whole = {DISK, 0, DISK_BYTES};
+static const struct disk_range whole = {DISK, 0, DISK_BYTES};
 
 static void expect_done(struct rig *rig, uint64_t mark, uint64_t n_bytes)
 {
@@ -245,7 +245,7 @@ static void holes_are_joined(void **state)
 {
     struct rig *rig = *state;
 
-    start(rig, (struct copier_order){.job = COPIER_COPY}, (struct copier_range){DISK, 0, DATA_AT});
+    start(rig, (struct copier_order){.job = COPIER_COPY}, (struct disk_range){DISK, 0, DATA_AT});
     expect_done(rig, 0, DATA_AT);
     assert_int_equal(rig->n_zero_records, 1);
     assert_false(rig->mark_syncs);
@@ -264,7 +264,7 @@ static void holes_can_be_skipped(void **state)
 
 static void only_ranges_are_copied(void **state)
 {
-    static const struct copier_range ranges[] = {
+    static const struct disk_range ranges[] = {
         {DISK, DATA_AT, 64 * KIB},
         {DISK, 0, 0},
         {DISK, DATA_AT + MIB + 512, 512},
@@ -288,7 +288,7 @@ static void only_ranges_are_copied(void **state)
 static void digests_cover_units(void **state)
 {
     static const struct {
-        struct copier_range range;
+        struct disk_range range;
         uint64_t n_bytes;
     } cases[] = {
         {{DISK, 0, DISK_BYTES}, DISK_BYTES},
@@ -323,7 +323,7 @@ static void no_range_is_a_mark(void **state)
 
 static void bad_orders_are_refused(void **state)
 {
-    static const struct copier_range ranges[] = {
+    static const struct disk_range ranges[] = {
         {DISK, 0, DISK_BYTES + 1},
         {DISK, DISK_BYTES, 1},
         {DISK, UINT64_MAX, 2},
@@ -346,7 +346,7 @@ static void bad_orders_are_refused(void **state)
 /* After the first read the rate does not let it go on within this test. */
 static void stop_ends_a_job(void **state)
 {
-    const struct copier_range ranges[] = {{DISK, DATA_AT, MIB}, {DISK, DATA_AT, 4096}};
+    const struct disk_range ranges[] = {{DISK, DATA_AT, MIB}, {DISK, DATA_AT, 4096}};
     struct rig *rig = *state;
     struct copier_progress progress;
 
@@ -390,7 +390,7 @@ static void rate_is_kept(void **state)
 
     /* 2 MiB at 4 MiB/s, less what a rest of 100 ms gives at once and the last read: 337 ms. */
     start(rig, (struct copier_order){.job = COPIER_DIGEST, .rate_bytes = 4 * MIB},
-          (struct copier_range){DISK, DATA_AT + DATA_BYTES, 2 * MIB});
+          (struct disk_range){DISK, DATA_AT + DATA_BYTES, 2 * MIB});
     memset(rig->replica, 0, DISK_BYTES);
     expect_done(rig, 0, 2 * MIB);
     assert_true(clock_now_ns() - started_ns > 300 * NS_PER_MS);
@@ -447,7 +447,7 @@ static void a_hole_can_vanish(void **state)
         assert_int_equal(pread(rig->server.image.fd, rig->replica, DISK_BYTES, 0), DISK_BYTES);
         rig->server.user = rig;
         rig->server.before_lock = write_into_hole;
-        start(rig, (struct copier_order){.job = jobs[i]}, (struct copier_range){DISK, 0, DATA_AT});
+        start(rig, (struct copier_order){.job = jobs[i]}, (struct disk_range){DISK, 0, DATA_AT});
         expect_done(rig, 0, DATA_AT);
         assert_null(rig->server.before_lock);
         expect_same(rig);
