@@ -292,8 +292,9 @@ static void on_checkpoint(void *user, const struct hyp_state *state, const struc
 
 static void on_stopped(void *user)
 {
-    const struct guard *g = user;
+    struct guard *g = user;
 
+    g->capture.late_at_ns = CORE_NEVER;
     disks_phase(g->body->disks, DISK_STOPPED);
 }
 
@@ -363,6 +364,12 @@ void capture_begin(struct guard *g)
         return;
     }
     c->phase = CAPTURE_STOPPING;
+    c->late_at_ns = c->begun_ns + STOP_MS * NS_PER_MS;
+}
+
+uint64_t capture_deadline(const struct guard *g)
+{
+    return g->capture.phase == CAPTURE_STOPPING ? g->capture.late_at_ns : CORE_NEVER;
 }
 
 void capture_release(struct guard *g)
@@ -375,6 +382,10 @@ void capture_continue(struct guard *g)
 {
     struct capture *c = &g->capture;
 
+    if (capture_deadline(g) <= clock_now_ns()) {
+        c->late_at_ns = CORE_NEVER;
+        disks_let_flushes_go(g->body->disks);
+    }
     if (c->phase == CAPTURE_COPYING)
         copy(g);
     else if (c->phase == CAPTURE_FROZEN && !must_freeze(g))

@@ -222,20 +222,31 @@ void disks_record_soon(struct disks *d, const struct copy_record *record)
 
 /* ---- flushes ---- */
 
-void disks_phase(struct disks *d, enum disk_phase phase)
+static void server_phase(struct disks *d, enum disk_phase phase)
 {
     struct disk_flushes flushes;
     uint32_t i;
 
-    if (!d)
-        return;
     for (i = 0; phase == DISK_RUNNING && i < d->n; i++) {
         disk_server_flushes(d->server, i, &flushes); /* the server counts anew from now on */
         d->synced[i] += (int64_t)flushes.synced;
     }
+    disk_server_phase(d->server, phase);
+}
+
+void disks_let_flushes_go(struct disks *d)
+{
+    if (d)
+        server_phase(d, DISK_RUNNING);
+}
+
+void disks_phase(struct disks *d, enum disk_phase phase)
+{
+    if (!d)
+        return;
     /* While the hypervisor drains, requests must get through even when the journal is full. */
     journal_pass(d->journal, phase != DISK_RUNNING);
-    disk_server_phase(d->server, phase);
+    server_phase(d, phase);
 }
 
 bool disks_deferred(const struct disks *d)

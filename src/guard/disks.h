@@ -54,6 +54,10 @@ void disks_start(struct disks *d);
 /* Where the VM is in a checkpoint. NULL is allowed. */
 void disks_phase(struct disks *d, enum disk_phase phase);
 
+/* The VM was told to stop and has not yet: flushes that were kept waiting for it are carried out, in case
+ * it waits for them. NULL is allowed. */
+void disks_let_flushes_go(struct disks *d);
+
 /* True when a flush was answered without a sync since the VM runs. NULL is allowed. */
 bool disks_deferred(const struct disks *d);
 

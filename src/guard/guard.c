@@ -306,6 +306,8 @@ static void settle(struct guard *g)
     at = primary_deadline(&g->core);
     if (cut_at < at)
         at = cut_at;
+    if (capture_deadline(g) < at)
+        at = capture_deadline(g);
     if (at == CORE_NEVER) {
         (void)sd_event_source_set_enabled(g->timer, SD_EVENT_OFF);
     } else {

@@ -23,6 +23,7 @@ enum {
     IN_FLIGHT_NORMAL = 8, /* epochs in flight before the interval stretches */
     IN_FLIGHT_MAX = 16,   /* ... at all */
     SEEDS_IN_FLIGHT = 4,  /* seeding epochs sent and not acknowledged */
+    STOP_MS = 50, /* a VM that was told to stop normally has by then */
     DIRTY_LIMIT_PAGES = 8192,
     RUNS_PER_TAKE = 512,
     CHECKPOINT_FAILURES_MAX = 3, /* in a row, then the VM goes solo */
@@ -78,6 +79,7 @@ struct capture {
     struct in_flight ring[IN_FLIGHT_MAX]; /* oldest first */
     unsigned n_in_flight;
     uint64_t begun_ns;
+    uint64_t late_at_ns; /* STOPPING: when flushes wait no longer for the stop; CORE_NEVER = over */
     struct hyp_timing timing;
     struct hyp_state state;        /* of the epoch that is being cut */
     uint64_t retry_at_ns;          /* after a failed checkpoint */
@@ -155,6 +157,8 @@ void guard_simple_event(struct guard *g, enum primary_event_type type);
 /* capture.c */
 extern const struct hyp_callbacks capture_callbacks;
 void capture_begin(struct guard *g);
+/* When capture_continue() must be called at the latest. */
+uint64_t capture_deadline(const struct guard *g);
 /* Goes on where it waited for staging memory, or thaws a frozen VM when that has become possible. */
 void capture_continue(struct guard *g);
 /* The VM is not handed over after all: lets it run. */
