@@ -186,19 +186,25 @@ void applier_commit(struct applier *a, uint64_t epoch)
     pthread_mutex_unlock(&a->lock);
 }
 
-/* Takes epochs that are not committed out of the redo log, oldest first, and frees them. */
+/* Takes epochs that are not committed out of the redo log, oldest first, and frees them. For good: a loss of
+ * power must not bring them back once the VM has gone on without them. */
 static void drop(struct applier *a, struct staged *s)
 {
+    bool dropped = false;
     int rc = 0;
 
     while (s) {
         struct staged *next = s->next;
 
-        if (rc == 0 && s->end != s->place)
+        if (rc == 0 && s->end != s->place) {
             rc = applier_check_log(a, redo_drop(a->redo, s->place));
+            dropped = true;
+        }
         staged_free(s);
         s = next;
     }
+    if (rc == 0 && dropped)
+        (void)applier_check_log(a, redo_sync(a->redo));
 }
 
 void applier_drain(struct applier *a)

@@ -299,6 +299,11 @@ void disk_map_close(struct disk_map *map)
     map_free(map);
 }
 
+void disk_map_abandon(struct disk_map *map)
+{
+    map_free(map);
+}
+
 bool disk_map_trusted(const struct disk_map *map)
 {
     static const uint8_t none[DISK_SYNC_ID_BYTES];

@@ -34,6 +34,8 @@ int disk_map_open(const char *path, uint64_t size_bytes, struct disk_map **ret_m
 /* Writes it out as properly ended and frees it. The image was synced before, or a loss of power
  * could take writes from it that the map no longer knows. NULL is allowed. */
 void disk_map_close(struct disk_map *map);
+/* Frees it without that: the image could not be synced. It is trusted in this boot only. */
+void disk_map_abandon(struct disk_map *map);
 
 /* True when marks are complete since the copy `sync`. */
 bool disk_map_trusted(const struct disk_map *map);

@@ -150,9 +150,12 @@ void disks_close(struct disks *d)
     journal_free(d->journal);
     redo_close(d->redo);
     for (i = 0; i < d->n; i++) {
-        if (image_sync(&d->images[i]) < 0) /* or the map would be trusted to know of all writes */
+        if (image_sync(&d->images[i]) == 0) {
+            disk_map_close(d->maps[i]);
+        } else {
             log_error("%s: cannot be synced", d->images[i].path);
-        disk_map_close(d->maps[i]);
+            disk_map_abandon(d->maps[i]);
+        }
         image_close(&d->images[i]);
     }
     if (d->notify_fd >= 0)
