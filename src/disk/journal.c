@@ -132,7 +132,7 @@ int journal_add(struct journal *j, const struct disk_record *rec, const void *da
         j->held_bytes += j->open.n_bytes - before;
         if (ret)
             j->poisoned = true;
-        if (ret || (!j->told && j->open.n_bytes > j->limit_bytes / 4)) {
+        if (ret || (!j->told && j->open.n_bytes > j->limit_bytes / 2)) {
             j->told = true;
             notify(j);
         }

@@ -17,7 +17,7 @@ struct journal;
 enum { JOURNAL_EPOCHS_MAX = 32 };
 
 /* limit_bytes: of packed records, open and in flight; whoever finds less than that adds one more
- * record. notify_fd: an eventfd (borrowed), written when the open log has grown past a quarter of
+ * record. notify_fd: an eventfd (borrowed), written when the open log has grown past half of
  * the limit, when somebody begins to wait for room, and when the journal is poisoned. Off at first:
  * add() returns at once and keeps nothing. 0 or -ENOMEM. */
 int journal_new(uint64_t limit_bytes, int notify_fd, struct journal **ret_journal) US_MUST_CHECK;

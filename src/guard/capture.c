@@ -164,6 +164,13 @@ static void on_synced(void *user, int result)
     }
 }
 
+static void sync_disks_soon(struct guard *g)
+{
+    g->capture.flush = FLUSH_SYNCING;
+    if (background_run(g->body->disks->background, sync_disks, on_synced, g) < 0)
+        on_synced(g, -ENOMEM);
+}
+
 static void on_guest_flushes(void *user, const uint64_t *flushes)
 {
     struct guard *g = user;
@@ -173,9 +180,7 @@ static void on_guest_flushes(void *user, const uint64_t *flushes)
         return;
     c->flush = FLUSH_CLEAR;
     if (disks_owe_sync(g->body->disks, flushes)) {
-        c->flush = FLUSH_SYNCING;
-        if (background_run(g->body->disks->background, sync_disks, on_synced, g) < 0)
-            on_synced(g, -ENOMEM);
+        sync_disks_soon(g);
     } else if (c->phase == CAPTURE_WAITING) {
         go_on(g);
     }
@@ -315,6 +320,8 @@ static void on_failure(void *user, const char *why, bool running)
 
     log_warning("checkpoint failed: %s", why);
     c->phase = CAPTURE_IDLE;
+    if (running && disks_deferred(g->body->disks))
+        sync_disks_soon(g); /* too late to ask whose flush that was */
     disks_phase(g->body->disks, DISK_RUNNING);
     c->retry_at_ns = clock_now_ns() + 100 * NS_PER_MS;
     if (!running) {
@@ -351,8 +358,8 @@ void capture_begin(struct guard *g)
     struct capture *c = &g->capture;
     struct err err;
 
-    if (c->phase != CAPTURE_IDLE)
-        return;
+    if (c->phase != CAPTURE_IDLE || c->flush != FLUSH_CLEAR)
+        return; /* the end of either brings us back */
     c->begun_ns = clock_now_ns();
     if (c->begun_ns < c->retry_at_ns)
         return;

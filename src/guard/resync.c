@@ -245,7 +245,7 @@ bool resync_presses(struct guard *g)
     if (!g->body->disks)
         return false;
     open = journal_open_bytes(g->body->disks->journal, &waiting);
-    return waiting || open > ((uint64_t)g->config->disk_journal_mib << 20) / 4;
+    return waiting || open > ((uint64_t)g->config->disk_journal_mib << 20) / 2;
 }
 
 static void verify_failed(struct guard *g, const char *why)

@@ -284,7 +284,7 @@ static int convert(const struct yamlfile *y, const struct config_text *text,
     if (r == 0)
         r = take_number(y, "gate_mib", text->gate_mib, 64, 1, 4096, &config->gate_mib, err);
     if (r == 0)
-        r = take_number(y, "disk_journal_mib", text->disk_journal_mib, 64, 16, 4096,
+        r = take_number(y, "disk_journal_mib", text->disk_journal_mib, 128, 16, 4096,
                         &config->disk_journal_mib, err);
     if (r == 0)
         r = take_disk_dirs(y, text, config, err);

@@ -190,12 +190,10 @@ static int take_disk_piece(struct receiver *r, const struct wire_disk_piece *pie
     const uint8_t *data = piece->bytes;
     int rc = 0;
 
-    if (piece->kind == WIRE_DISK_WRITE) {
-        rec.n_data = (uint32_t)piece->n_range;
+    rec.n_data = wire_disk_piece_data(piece);
+    if (piece->encoding == WIRE_ENC_LZ4) {
         data = r->piece;
         rc = disk_piece_decode(piece, r->piece, err);
-    } else {
-        rec.n_data = piece->n_bytes;
     }
     if (rc == 0)
         rc = disk_record_check(&rec, r->disks.sizes, r->disks.n_disks, err);

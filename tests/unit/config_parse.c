@@ -37,7 +37,7 @@ static void test_defaults(void **state)
     assert_int_equal(c.timeouts.primary_ms, 150);
     assert_int_equal(c.staging_mib, 256);
     assert_int_equal(c.gate_mib, 64);
-    assert_int_equal(c.disk_journal_mib, 64);
+    assert_int_equal(c.disk_journal_mib, 128);
     assert_int_equal(c.n_disk_dirs, 1);
     assert_string_equal(c.disk_dirs[0], "/var/lib/understudy/images");
 }

@@ -95,7 +95,7 @@ static void damaged_files_are_refused(void **state)
         "{\"role\": \"primary\", \"term\": 7, \"epoch\": 0, \"peer\": \"hosta\"}",
         "{\"role\": \"standby\", \"term\": 7, \"epoch\": 0, \"peer\": \"\"}",
         "{\"role\": \"standby\", \"term\": 7, \"epoch\": 0, \"peer\": \"-\"}",
-        LONG_NAME,
+        (LONG_NAME),
         "[]",
     };
 
