@@ -48,16 +48,16 @@
  *
  * redo_append() writes behind the log's end. redo_reset() writes a header of the next generation,
  * which makes the log empty; redo_trim() one that starts later. Each goes to the slot that does not
- * count, and only what is in neither header is overwritten or given back. So a crash leaves:
+ * count, and nothing that the header in force names is overwritten or given back. A crash leaves:
  *
- *     during           the file has                       recovery
- *     making it        PATH.new, perhaps                  it is made again
- *     append           a torn epoch behind the others     ignores it
- *     reset, trim      the slot torn: the older header    replays what the images have already; the
- *                                                         result does not depend on how often
- *     behind these     old epochs that no header names    ignores them; the space is given back
- * later recovery         what it had, or an empty log       replays, or has nothing to do dropping
- * epochs  the first ones gone, the rest not  ends in front of the first that is gone
+ *     during        the file has                      recovery
+ *     making it     PATH.new, perhaps                 it is made again
+ *     append        a torn epoch behind the others    ignores it
+ *     reset, trim   the slot torn: the older header   replays what the images have already; the
+ *                                                     result does not depend on how often
+ *     behind these  old epochs that no header names   ignores them; their space is used again
+ *     recovery      what it had, or an empty log      replays, or has nothing to do
+ *     a drop        the first ones gone, others not   ends in front of the first that is gone
  *
  * What a process left that died may be in the page cache only; recovery syncs the log before it
  * touches the images, so that a failure of power during recovery is one more crash of this table.

@@ -114,6 +114,16 @@ static uint64_t restart(void)
     return epoch;
 }
 
+/* What a restart finds are the disks at that epoch. The log may have been emptied, if the test was
+ * stopped for a second. */
+static void restart_finds(uint64_t epoch)
+{
+    uint64_t found = restart();
+
+    assert_true(found == epoch || found == 0);
+    rig_assert_at(epoch);
+}
+
 static int stage(uint64_t epoch, uint64_t term)
 {
     struct disk_log log = {0};
@@ -189,8 +199,7 @@ static void drain_drops_what_is_not_committed(void **state)
     applier_drain(rig.applier);
     rig_assert_at(5);
     assert_int_equal(report().durable_epoch, 5);
-    assert_int_equal(restart(), 5);
-    rig_assert_at(5);
+    restart_finds(5);
 }
 
 static void flushed_epochs_are_durable_when_staged(void **state)
@@ -228,8 +237,7 @@ static void seeding_bypasses_the_log(void **state)
     assert_true(rig.durable_then < 11);
     commit(13);
     assert_int_equal(rig.n_consistent, 1);
-    assert_int_equal(restart(), 13);
-    rig_assert_at(13);
+    restart_finds(13);
 }
 
 static void seeding_alone_leaves_no_log(void **state)
@@ -393,9 +401,12 @@ static void no_seeding_after_a_term(void **state)
 
 static void errors_of_an_image(void **state)
 {
+    applier_close(rig.applier);
+    open_applier(1);
     broken.path = "disk0";
     stage_all(1, 3, TERM);
     applier_commit(rig.applier, 3);
+    assert_int_equal(stage(4, TERM), -ENOSPC); /* and it does not wait for ever */
     assert_failed(-ENOSPC, rig_path("disk0"));
     broken.path = NULL;
     assert_int_equal(restart(), 3); /* the log has them all the same */
@@ -496,7 +507,6 @@ static void an_idle_log_is_emptied(void **state)
 
     stage_all(1, 9, TERM);
     commit(9);
-    assert_int_equal(log_generation(), generation);
     wait_reset(generation);
     stage_all(10, 11, TERM);
     assert_int_equal(restart(), 11);
