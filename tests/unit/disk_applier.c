@@ -345,6 +345,30 @@ static void digests_are_compared_in_their_place(void **state)
     free(model);
 }
 
+/* What is known of holes is forgotten where something is written. */
+static void digests_see_what_was_a_hole(void **state)
+{
+    const struct disk_record write = {
+        .kind = DISK_WRITE, .n_data = 1, .offset = DISK_DIGEST_UNIT, .n_bytes = 1};
+    struct rig_model *zeros = calloc(1, sizeof(*zeros));
+    struct disk_log log = {0};
+    struct applier_mark mark;
+
+    add_digest(&log, 0, 0, zeros->bytes[0]);
+    assert_int_equal(disk_log_add(&log, &write, "x"), 0);
+    add_digest(&log, 0, DISK_DIGEST_UNIT, zeros->bytes[0]);
+    add_digest(&log, 0, 2 * DISK_DIGEST_UNIT, zeros->bytes[0]);
+    add_mark(&log, 1, 0);
+    assert_int_equal(applier_stage(rig.applier, 1, 0, &log), 0);
+    commit(1);
+    mark = next_mark();
+    assert_int_equal(mark.differing.n, 1);
+    assert_int_equal(mark.differing.v[0].offset, DISK_DIGEST_UNIT);
+    assert_int_equal(mark.differing.v[0].n_bytes, DISK_DIGEST_UNIT);
+    range_list_free(&mark.differing);
+    free(zeros);
+}
+
 static void differences_are_bounded(void **state)
 {
     struct disk_log log = {0};
@@ -585,6 +609,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(seeding_alone_leaves_no_log, setup, teardown),
         cmocka_unit_test_setup_teardown(an_empty_epoch_can_be_the_first, setup, teardown),
         cmocka_unit_test_setup_teardown(digests_are_compared_in_their_place, setup, teardown),
+        cmocka_unit_test_setup_teardown(digests_see_what_was_a_hole, setup, teardown),
         cmocka_unit_test_setup_teardown(differences_are_bounded, setup, teardown),
         cmocka_unit_test_setup_teardown(marks_are_bounded, setup, teardown),
         cmocka_unit_test_setup_teardown(order_is_checked, setup, teardown),
