@@ -44,6 +44,9 @@ static int open_disk(struct disks *d, uint32_t i, const struct vm_disk *spec, bo
     d->n = i + 1; /* to be closed */
     d->sizes[i] = d->images[i].size_bytes;
     (void)snprintf(path, sizeof(path), "%s/%u.map", d->dir, i);
+    /* What is known of an image that was here is not true of one that was made in its place. */
+    if (d->created[i] && unlink(path) < 0 && errno != ENOENT)
+        return err_sys(err, -errno, "%s", path);
     return disk_map_open(path, d->sizes[i], &d->maps[i], err);
 }
 
