@@ -19,8 +19,6 @@ from rig import (LEDGER_PORT, MODEL_PORT, SCRIBE_PORT, Acks, Failure, Ledger, Ri
 tap = Tap()
 FAILOVERS = int(os.environ.get("DISK_FAILOVERS", "30"))
 SEED = int(os.environ.get("DISK_SEED", str(random.randrange(1 << 32))))
-POINTS = ("redo-append", "redo-synced", "applying", "applied", "images-synced", "log-reset")
-
 
 class SharedVm:
     """A VM that one test after the other uses, since starting one takes longest. A test leaves it
@@ -95,30 +93,56 @@ def random_moments(lab, primary, standby):
             f" gap {figures['max_gap_ms']:.0f} ms")
 
 
-def dies_while_applying(point, hits):
-    """The standby dies at a step of keeping and applying an epoch; when it is back, its copy is
-    brought up to date and is the same as the primary's."""
+def restart_standby(lab, primary, standby, fault=None):
+    """The standby dies and comes back, with a fault point armed or without one."""
+    lab.lab("crash", standby)
+    lab.wait_state(primary, "solo", 10)
+    lab.faults = {standby: fault} if fault else {}
+    lab.restart_host(standby)
+
+
+def arm_quietly(lab, primary, standby, fault):
+    """Arms a fault point that recovering and bringing up to date would reach, too: there is
+    nothing to recover and hardly anything to copy."""
+    disks.be_quiet(lab, primary)
+    restart_standby(lab, primary, standby)  # after which its redo log is empty
+    lab.wait_state(primary, "protected", 40)
+    restart_standby(lab, primary, standby, fault)
+    lab.wait_state(primary, "protected", 40)
+
+
+def dies_at(name, point, hits, quietly=False):
+    """A test in which the standby is killed at a step of keeping and applying an epoch: when it is
+    back, its copy is brought up to date and is the same as the primary's."""
     def test(lab, primary, standby):
-        lab.lab("crash", standby)
-        lab.wait_state(primary, "solo", 10)
-        lab.faults[standby] = f"standby.{point}:{hits}"
-        lab.restart_host(standby)
+        acks = Acks(lab)  # whose answers make epochs frequent
+        if quietly:
+            arm_quietly(lab, primary, standby, f"standby.{point}:{hits}")
+            disks.go_on(lab)
+        else:
+            restart_standby(lab, primary, standby, f"standby.{point}:{hits}")
         wait_frozen(lab, standby)
-        lab.lab("crash", standby)
-        lab.faults.clear()
-        lab.wait_state(primary, "solo", 10)
-        lab.restart_host(standby)
+        restart_standby(lab, primary, standby)
         lab.wait_state(primary, "protected", 40)
         disks.check_copies(lab, primary)
         disks.check_model(lab, "STATUS")
+        acks.stop()
 
-    test.__name__ = f"dies_at_{point.replace('-', '_')}"
-    test.__doc__ = f"the standby is killed at {point}; its copy is brought up to date"
+    test.__name__ = name
+    test.__doc__ = f"the standby {name.replace('_', ' ')}; its copy is brought up to date"
     vm.test(test)
 
 
-for name in POINTS:
-    dies_while_applying(name, 1 if name in ("images-synced", "log-reset") else 20)
+dies_at("dies_before_the_log", "redo-append", 31)
+dies_at("dies_in_the_log", "redo-append", 32)
+dies_at("dies_behind_the_log", "redo-append", 33)
+dies_at("dies_after_a_sync", "redo-synced", 10)
+dies_at("dies_while_recovering", "applying", 40)
+dies_at("dies_while_applying", "applying", 400, quietly=True)
+dies_at("dies_after_applying", "applied", 60)
+dies_at("dies_with_images_synced", "images-synced", 1)
+dies_at("dies_while_the_log_starts", "log-reset", 1)
+dies_at("dies_when_the_log_has_started", "log-reset", 2)
 
 
 @vm.test
@@ -164,8 +188,7 @@ def speculative_writes_are_undone(lab, primary, standby):
 @vm.test
 def resync_copies_what_differs(lab, primary, standby):
     """after a standby's absence no more than twice of what was written is copied"""
-    lab.guest_ask(SCRIBE_PORT, "PAUSE")
-    lab.guest_ask(MODEL_PORT, "PAUSE")
+    disks.hold_still(lab)
     lab.lab("crash", standby)
     lab.wait_state(primary, "solo", 10)
     lab.guest_run("for i in 1 2 3; do dd if=/dev/urandom of=/data/fill bs=1M count=12; sync; done")
@@ -250,14 +273,11 @@ def check_recovered(lab, acked, ops):
 @vm.test
 def both_lost_while_applying(lab, primary, standby):
     """both hosts die, the standby while it applies: its copy, recovered, has all acknowledged"""
+    arm_quietly(lab, primary, standby, "standby.applying:400")
     acks = Acks(lab)
-    lab.lab("crash", standby)
-    lab.wait_state(primary, "solo", 10)
-    lab.faults[standby] = "standby.applying:100"
-    lab.restart_host(standby)
-    lab.wait_state(primary, "protected", 40)
     for host in (primary, standby):
         lab.lab("cut", host, "witness")  # so that the primary cannot go on without its standby
+    disks.go_on(lab)
     wait_frozen(lab, standby)
     acked = acks.stop()
     for host in (primary, standby):
@@ -265,7 +285,8 @@ def both_lost_while_applying(lab, primary, standby):
     lab.lab("heal")
     lab.faults.clear()
     lab.restart_host(standby)
-    lab.must(standby, "recover", "web", "--no-wait", timeout=90)
+    expect(lab.cli(standby, "recover", "web").returncode == 1, "the primary may have the newer one")
+    lab.must(standby, "recover", "web", "--seize", "--no-wait", timeout=90)
     vm.primary = standby
     check_recovered(lab, acked, 0)
     lab.restart_host(primary)
@@ -276,11 +297,10 @@ def both_lost_while_applying(lab, primary, standby):
 @vm.test
 def standby_disk_full(lab, primary, standby):
     """the standby's disk fills up: the VM goes on alone, status says why; protected when it fits"""
-    lab.lab("crash", standby)
-    lab.wait_state(primary, "solo", 10)
+    # The new file system has no images: they are made anew, and everything is copied.
     folder = disks.image(lab, standby, "")
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder], check=True)
-    lab.restart_host(standby)
+    restart_standby(lab, primary, standby)
     lab.wait_state(primary, "protected", 60)
     lab.guest_run("dd if=/dev/urandom of=/data/fill bs=1M count=56; sync")
     reason = wait_for("status to say that the disk is full",

@@ -63,14 +63,18 @@ def check_model(lab, question="VERIFY"):
     return figures
 
 
-def be_quiet(lab, primary):
-    """Has the guest write nothing more, and waits until the standby has it all."""
+def hold_still(lab):
+    """Has the guest's programs write nothing, until go_on()."""
     lab.guest_ask(SCRIBE_PORT, "PAUSE")
     lab.guest_ask(MODEL_PORT, "PAUSE")
     lab.guest_run("sync")
-    epoch = lab.status(primary)["epoch"]
-    wait_for("the last writes to be committed",
-             lambda: lab.status(primary)["committed_epoch"] > epoch + 1, 10)
+
+
+def be_quiet(lab, primary):
+    """Has the guest write nothing more, and waits until the standby has it all."""
+    hold_still(lab)
+    wait_for("all writes to be on stable storage on the standby",
+             lambda: not sum(disk["dirty_bytes"] for disk in lab.status(primary)["disks"]), 10)
 
 
 def go_on(lab):
