@@ -2,85 +2,18 @@
 #include <pthread.h>
 #include <stdlib.h>
 
-#include "pipeline_rig.h"
+#include "pipeline_stream.h"
 
 /* The receiver against everything that a link or a peer can do to it: whatever happens, an epoch
  * that is not whole and right never gets staged, and the image stays as it was. */
 
-struct stream {
-    uint8_t *bytes;
-    size_t n, room;
-};
-
-static void stream_add(struct stream *s, const void *bytes, size_t n)
-{
-    if (s->n + n > s->room) {
-        s->room = (s->n + n) * 2;
-        s->bytes = realloc(s->bytes, s->room);
-        assert_non_null(s->bytes);
-    }
-    memcpy(s->bytes + s->n, bytes, n);
-    s->n += n;
-}
-
 /* What the sender writes for one epoch. */
 static struct stream record_epoch(struct rig *rig, uint64_t epoch)
 {
-    struct stream s = {0};
-    struct sender_report report;
-    uint8_t buffer[65536];
-    int fd[2];
+    int fd = stream_attach(rig);
 
-    rig_socketpair(fd);
-    rig_attach_sender(rig, fd[0]);
     assert_int_equal(rig_feed(rig, epoch), 0);
-    do { /* all that was written before the report is there to be read after it */
-        struct pollfd p[2] = {{.fd = fd[1], .events = POLLIN},
-                              {.fd = rig->send_event, .events = POLLIN}};
-        uint64_t count;
-        ssize_t n;
-
-        assert_true(poll(p, 2, RIG_WAIT_MS) > 0);
-        (void)!read(rig->send_event, &count, sizeof(count));
-        sender_report_get(rig->sender, &report);
-        while ((n = recv(fd[1], buffer, sizeof(buffer), MSG_DONTWAIT)) > 0)
-            stream_add(&s, buffer, (size_t)n);
-    } while (report.sent_epoch != epoch);
-    sender_detach(rig->sender);
-    close(fd[1]);
-    return s;
-}
-
-/* Gives the receiver n bytes, then the end of the stream; returns its error, or 0 when it has
- * staged another epoch. `error` of the report must come with a text. */
-static int play(struct rig *rig, const uint8_t *bytes, size_t n)
-{
-    struct receiver_report before, after;
-    int fd[2];
-
-    receiver_report_get(rig->receiver, &before);
-    rig_socketpair(fd);
-    rig_attach_receiver(rig, fd[1]);
-    while (n) {
-        ssize_t done = send(fd[0], bytes, n, MSG_NOSIGNAL);
-
-        if (done < 0)
-            break; /* the receiver has seen enough */
-        bytes += done;
-        n -= (size_t)done;
-    }
-    close(fd[0]);
-    for (;;) {
-        receiver_report_get(rig->receiver, &after);
-        if (after.error || after.staged_epoch != before.staged_epoch)
-            break;
-        rig_wait(rig);
-    }
-    receiver_detach(rig->receiver);
-    assert_int_equal(stage_pool_free_chunks(rig->receive_pool) == RIG_RECEIVE_CHUNKS,
-                     after.error != 0);
-    assert_int_equal(after.error != 0, after.text[0] != '\0');
-    return after.error;
+    return stream_collect(rig, fd, epoch);
 }
 
 static void prepare(struct rig *rig, struct stream *ret_second)
@@ -90,7 +23,7 @@ static void prepare(struct rig *rig, struct stream *ret_second)
     rig_new(rig);
     first = record_epoch(rig, 1);
     *ret_second = record_epoch(rig, 2);
-    assert_int_equal(play(rig, first.bytes, first.n), 0);
+    assert_int_equal(stream_play(rig, first.bytes, first.n), 0);
     rig_apply(rig);
     rig_assert_applied(rig, 1);
     free(first.bytes);
@@ -99,7 +32,7 @@ static void prepare(struct rig *rig, struct stream *ret_second)
 static void finish(struct rig *rig, struct stream *second)
 {
     rig_assert_applied(rig, 1);
-    assert_int_equal(play(rig, second->bytes, second->n), 0);
+    assert_int_equal(stream_play(rig, second->bytes, second->n), 0);
     rig_apply(rig);
     rig_assert_applied(rig, 2);
     free(second->bytes);
@@ -119,7 +52,7 @@ static void cut_at_each_byte(void **state)
 
     prepare(&rig, &second);
     for (size_t at = 0; at < second.n; at += stride(at, second.n)) {
-        assert_int_equal(play(&rig, second.bytes, at), -ECONNRESET);
+        assert_int_equal(stream_play(&rig, second.bytes, at), -ECONNRESET);
         assert_true(memcmp(rig.image, rig.model, sizeof(rig.model)) == 0);
     }
     finish(&rig, &second);
@@ -137,7 +70,7 @@ static void damaged_at_each_byte(void **state)
         int rc;
 
         second.bytes[at] ^= flip;
-        rc = play(&rig, second.bytes, second.n);
+        rc = stream_play(&rig, second.bytes, second.n);
         second.bytes[at] ^= flip;
         if (rc != -EPROTO && rc != -ECONNRESET) /* a longer length waits for what does not come */
             fail_msg("byte %zu: %d", at, rc);
@@ -219,18 +152,9 @@ static void damaged_in_flight(void **state)
 
 /* Messages by hand, for what the sender never does. */
 
-static void add_msg(struct stream *s, const struct wire_msg *msg)
-{
-    static uint8_t out[WIRE_HEADER_BYTES + WIRE_PAYLOAD_MAX];
-    int64_t n = wire_msg_encode(msg, out, sizeof(out));
-
-    assert_true(n > 0);
-    stream_add(s, out, (size_t)n);
-}
-
 static void add_begin(struct stream *s, uint64_t epoch)
 {
-    add_msg(s, &(struct wire_msg){.type = WIRE_EPOCH_BEGIN, .epoch = epoch});
+    stream_msg(s, &(struct wire_msg){.type = WIRE_EPOCH_BEGIN, .epoch = epoch});
 }
 
 static void add_page(struct stream *s, uint64_t epoch, uint64_t number, struct epoch_digest *digest)
@@ -243,7 +167,7 @@ static void add_page(struct stream *s, uint64_t epoch, uint64_t number, struct e
     msg.u.pages.n = 1;
     msg.u.pages.page[0] = (struct wire_page){.number = number, .encoding = WIRE_ENC_ZERO};
     epoch_digest_page(digest, number, zero);
-    add_msg(s, &msg);
+    stream_msg(s, &msg);
 }
 
 static void add_state(struct stream *s, uint64_t epoch, const char *format, uint64_t total,
@@ -261,7 +185,7 @@ static void add_state(struct stream *s, uint64_t epoch, const char *format, uint
                                  .bytes = bytes + offset};
     memcpy(piece->format, format, strlen(format));
     epoch_digest_state(digest, piece->bytes, n);
-    add_msg(s, &msg);
+    stream_msg(s, &msg);
 }
 
 static void add_end(struct stream *s, uint64_t epoch, uint64_t n_pages, uint64_t n_state,
@@ -272,7 +196,7 @@ static void add_end(struct stream *s, uint64_t epoch, uint64_t n_pages, uint64_t
                            .u.epoch_end = {.n_pages = n_pages, .n_state_bytes = n_state}};
 
     epoch_digest_get(digest, msg.u.epoch_end.digest);
-    add_msg(s, &msg);
+    stream_msg(s, &msg);
 }
 
 /* One wrong thing per case, and what the receiver says; case 0 is right. */
@@ -339,7 +263,7 @@ static void peer_breaks_the_rules(void **state)
     prepare(&rig, &second);
     for (unsigned what = 1; what < N_OF(wrong); what++) {
         struct stream s = build(what, digest);
-        int rc = play(&rig, s.bytes, s.n);
+        int rc = stream_play(&rig, s.bytes, s.n);
 
         receiver_report_get(rig.receiver, &report);
         if (rc != -EPROTO || strcmp(report.text, wrong[what].text) != 0)
@@ -352,7 +276,7 @@ static void peer_breaks_the_rules(void **state)
     /* And the same without the mistake is taken. */
     rig_new(&rig);
     second = build(0, digest);
-    assert_int_equal(play(&rig, second.bytes, second.n), 0);
+    assert_int_equal(stream_play(&rig, second.bytes, second.n), 0);
     free(second.bytes);
     rig_free(&rig);
     epoch_digest_free(digest);
@@ -365,8 +289,8 @@ static void message_of_another_channel(void **state)
     struct rig rig;
 
     rig_new(&rig);
-    add_msg(&s, &beat);
-    assert_int_equal(play(&rig, s.bytes, s.n), -EPROTO);
+    stream_msg(&s, &beat);
+    assert_int_equal(stream_play(&rig, s.bytes, s.n), -EPROTO);
     rig_assert_applied(&rig, 0);
     free(s.bytes);
     rig_free(&rig);

@@ -47,7 +47,8 @@ static inline uint64_t rig_random(uint64_t *seed)
     return *seed;
 }
 
-static inline void rig_new(struct rig *rig)
+/* disks: NULL = the VM has none. */
+static inline void rig_new_with(struct rig *rig, const struct receiver_disks *disks)
 {
     memset(rig, 0, sizeof(*rig));
     rig->send_pool = stage_pool_new(RIG_SEND_CHUNKS * (uint64_t)RIG_CHUNK_BYTES);
@@ -60,9 +61,14 @@ static inline void rig_new(struct rig *rig)
         mmap(NULL, sizeof(rig->model), PROT_READ | PROT_WRITE, MAP_SHARED, rig->image_fd, 0);
     assert_ptr_not_equal(rig->image, MAP_FAILED);
     assert_int_equal(sender_new(rig->send_pool, RIG_MAX_EPOCHS, rig->send_event, &rig->sender), 0);
-    assert_int_equal(
-        receiver_new(rig->receive_pool, rig->image, RIG_PAGES, NULL, rig->receive_event, &rig->receiver),
-        0);
+    assert_int_equal(receiver_new(rig->receive_pool, rig->image, RIG_PAGES, disks,
+                                  rig->receive_event, &rig->receiver),
+                     0);
+}
+
+static inline void rig_new(struct rig *rig)
+{
+    rig_new_with(rig, NULL);
 }
 
 /* Closes everything, and with that checks that every chunk is back. */
