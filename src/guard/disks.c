@@ -233,10 +233,13 @@ static void server_phase(struct disks *d, enum disk_phase phase)
     struct disk_flushes flushes;
     uint32_t i;
 
-    for (i = 0; phase == DISK_RUNNING && i < d->n; i++) {
+    for (i = 0; phase == DISK_RUNNING && d->phase != phase && i < d->n; i++) {
         disk_server_flushes(d->server, i, &flushes); /* the server counts anew from now on */
         d->synced[i] += (int64_t)flushes.synced;
     }
+    /* The hypervisor's own flush, if it was kept waiting, will be counted like the guest's. */
+    d->in_doubt |= phase == DISK_RUNNING && d->phase == DISK_STOPPING;
+    d->phase = phase;
     disk_server_phase(d->server, phase);
 }
 
@@ -279,11 +282,14 @@ bool disks_owe_sync(struct disks *d, const uint64_t *guest)
 
         disk_server_flushes(d->server, i, &flushes);
         /* More than were synced for: the one that was not may be the guest's. */
-        if (flushes.deferred && completed > d->synced[i] + (int64_t)flushes.synced)
+        if (flushes.deferred &&
+            (d->in_doubt || completed > d->synced[i] + (int64_t)flushes.synced))
             owe = true;
         d->guest_seen[i] = guest[i];
         d->synced[i] = -(int64_t)flushes.synced; /* which will be added on resuming */
     }
+    if (guest)
+        d->in_doubt = false;
     return owe;
 }
 
@@ -294,5 +300,7 @@ int disks_sync(const struct disks *d)
 
     for (i = 0; r >= 0 && i < d->n; i++)
         r = image_sync(&d->images[i]);
+    if (r >= 0)
+        journal_flushed(d->journal);
     return r;
 }

@@ -30,7 +30,9 @@ struct disks {
     struct copy_record record;             /* as in the file */
     /* Flushes since the hypervisor was last asked for its guest's. */
     uint64_t guest_seen[VM_DISKS_MAX]; /* what it said then */
-    int64_t synced[VM_DISKS_MAX];      /* carried out with a sync since then, up to the last resume */
+    int64_t synced[VM_DISKS_MAX]; /* carried out with a sync since then, up to the last resume */
+    bool in_doubt;                /* some of those may have been the hypervisor's own */
+    enum disk_phase phase;
 };
 
 /* Opens everything in own_dir (sockets) and the state directory; recovers the redo log; serves in DISK_WAITING.
@@ -65,7 +67,8 @@ bool disks_deferred(const struct disks *d);
  * completed since launch (NULL: it could not): must the disks be synced before the VM goes on? */
 bool disks_owe_sync(struct disks *d, const uint64_t *guest);
 
-/* Syncs all images. Blocks on the disks. */
+/* Makes good the flushes that were deferred: syncs all images, and marks the open epoch, with which
+ * the guest can tell of them, as flushed. Blocks on the disks; any thread. */
 int disks_sync(const struct disks *d) US_MUST_CHECK;
 
 #endif
