@@ -114,7 +114,7 @@ def daemon_restart():
         before = lab.status("hosta")
         for host in ("hosta", "hostb"):
             pids = lab.lab("exec", host, "pgrep", "-x", "understudyd").stdout.split()
-            inside = subprocess.run(["ip", "netns", "pids", f"us-restart-{host}"],
+            inside = subprocess.run(["ip", "netns", "pids", f"us-{lab.name}-{host}"],
                                     capture_output=True, text=True, check=True).stdout.split()
             for pid in set(pids) & set(inside):
                 os.kill(int(pid), 9)

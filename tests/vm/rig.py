@@ -136,10 +136,10 @@ class Rig:
     """hosta, hostb (and hostc) with understudyd, and a witness."""
 
     def __init__(self, name="rig", hosts=("hosta", "hostb"), emulator=None, config="", faults=None):
-        self.name = name
+        self.name = os.environ.get("LAB_PREFIX", "") + name  # so that two runs can be told apart
         self.hosts = hosts
-        self.dir = f"/run/understudy-lab/{name}"
-        self.env = dict(os.environ, LAB=name, LAB_DIR=self.dir, UNDERSTUDY_BIN=":".join(
+        self.dir = f"/run/understudy-lab/{self.name}"
+        self.env = dict(os.environ, LAB=self.name, LAB_DIR=self.dir, UNDERSTUDY_BIN=":".join(
             f"{BUILD}/src/{d}" for d in ("cli", "host", "witness", "guard", ".")))
         self.config = config + (f"emulator: {emulator}\n" if emulator else "")
         self.faults = faults or {}
