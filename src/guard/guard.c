@@ -20,6 +20,7 @@ enum {
     LOOK_MS = 5000,
     START_MS = 10000,
     HAND_OVER_MS = 2000,
+    TALKING_MS = 1000, /* how long a guest that has sent a frame counts as talking */
 };
 
 static void settle(struct guard *g);
@@ -244,13 +245,15 @@ void guard_simple_event(struct guard *g, enum primary_event_type type)
 
 /* ---- the loop ---- */
 
-static void controller_input(struct guard *g, struct controller_input *ret_in)
+static void controller_input(struct guard *g, uint64_t now, struct controller_input *ret_in)
 {
+    if (output_waits(g->output))
+        g->talked_ns = now;
     *ret_in = (struct controller_input){
         .frames_wait = output_waits(g->output),
         .in_flight = g->capture.n_in_flight,
         .dirty_pages = g->capture.dirty_pages,
-        .disks_press = resync_presses(g),
+        .disks_press = resync_presses(g, now - g->talked_ns < TALKING_MS * NS_PER_MS),
     };
 }
 
@@ -276,7 +279,7 @@ static uint64_t cut_if_due(struct guard *g, uint64_t now)
         return g->capture.retry_at_ns;
     if (now >= controller_probe_at(&g->controller))
         probe(g, now);
-    controller_input(g, &in);
+    controller_input(g, now, &in);
     if (g->core.arm_epoch == 0 || g->core.state == PRIMARY_HANDING ||
         controller_due(&g->controller, &in, now)) {
         capture_begin(g);

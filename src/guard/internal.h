@@ -140,6 +140,7 @@ struct guard {
     struct resync resync;
     struct link link;
     struct stats stats;
+    uint64_t talked_ns; /* when frames were last seen waiting */
     sd_event_source *timer, *post;
     void (*on_started)(void *user, const char *refused);
     void *user;
@@ -197,8 +198,9 @@ void resync_ranges(struct guard *g, const struct wire_disk_ranges *ranges);
 void resync_rebase(struct guard *g);
 /* The session is over for good, and the sender has let go of the link. */
 void resync_end(struct guard *g);
-/* The journal wants a cut. */
-bool resync_presses(struct guard *g);
+/* The journal wants a cut. talking: the guest has sent frames lately, which wait for every epoch in front of
+ * theirs; otherwise larger epochs disturb it less often. */
+bool resync_presses(struct guard *g, bool talking);
 json_t *resync_status(struct guard *g);
 void resync_request_verify(struct guard *g, struct control_request *req);
 

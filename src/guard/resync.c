@@ -26,6 +26,7 @@
 enum {
     CUT_BYTES = 1 << 20, /* of records: worth an epoch while seeding */
     ROUNDS_MAX = 5,      /* of copying differences; equal copies need none */
+    TALKING_BYTES = 8 << 20, /* of records: worth an epoch while the guest has something to say */
 };
 
 static const uint8_t no_sync[DISK_SYNC_ID_BYTES];
@@ -237,15 +238,15 @@ void resync_durable(struct guard *g, uint64_t epoch)
         disk_map_durable(d->maps[i], epoch);
 }
 
-bool resync_presses(struct guard *g)
+bool resync_presses(struct guard *g, bool talking)
 {
+    uint64_t open, limit = ((uint64_t)g->config->disk_journal_mib << 20) / 2;
     bool waiting = false;
-    uint64_t open;
 
     if (!g->body->disks)
         return false;
     open = journal_open_bytes(g->body->disks->journal, &waiting);
-    return waiting || open > ((uint64_t)g->config->disk_journal_mib << 20) / 2;
+    return waiting || open > (talking ? TALKING_BYTES : limit);
 }
 
 static void verify_failed(struct guard *g, const char *why)

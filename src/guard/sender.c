@@ -29,6 +29,7 @@ enum {
     FLUSH_BYTES = 256 * 1024, /* written when the buffer holds so much */
     OUT_BYTES = FLUSH_BYTES + WIRE_HEADER_BYTES + WIRE_PAYLOAD_MAX,
     SCRATCH_BYTES = WIRE_PAGES_PER_MSG * WIRE_PAGE_BYTES,
+    RAW_STREAK_MAX = 32,
 };
 
 static_assert((int)STAGE_CHUNK_PAGES <= (int)WIRE_PAGES_PER_MSG, "a chunk fits one message");
@@ -79,6 +80,7 @@ struct sender {
     struct page_encoder *encoder;
     struct epoch_digest *digest;
     uint64_t n_pages, n_disk_pieces; /* of the epoch in work */
+    unsigned raw_streak, raw_left;   /* disk writes that did not compress in a row; not to be tried */
     struct wire_msg msg;
 };
 
@@ -158,6 +160,24 @@ static int put_chunk(struct sender *s, const struct job *job, const struct stage
     return pages->n ? put_msg(s, WIRE_PAGES, job->epoch, wire_bytes) : 0;
 }
 
+/* Trying to compress what does not compress costs more than all the rest; data of a kind comes together. So
+ * after each failure the next ones are not tried, ever more of them. */
+static void encode_piece(struct sender *s, const struct disk_record *rec, const uint8_t *data,
+                         uint8_t *out, struct wire_disk_piece *piece)
+{
+    if (rec->kind == DISK_WRITE && s->raw_left) {
+        s->raw_left--;
+    } else if (rec->kind == DISK_WRITE) {
+        disk_piece_encode(data, rec->n_data, out, piece);
+        s->raw_streak = piece->encoding == WIRE_ENC_RAW ? s->raw_streak + 1 : 0;
+        s->raw_left = s->raw_streak < RAW_STREAK_MAX ? s->raw_streak : RAW_STREAK_MAX;
+        return;
+    }
+    piece->encoding = rec->n_data ? WIRE_ENC_RAW : WIRE_ENC_ZERO;
+    piece->bytes = data;
+    piece->n_bytes = rec->n_data;
+}
+
 /* One message's worth of the disks' records. */
 static int put_disk(struct sender *s, struct job *job, uint64_t *wire_bytes)
 {
@@ -183,13 +203,7 @@ static int put_disk(struct sender *s, struct job *job, uint64_t *wire_bytes)
             .offset = rec.offset,
             .n_range = rec.n_bytes,
         };
-        if (rec.kind == DISK_WRITE) {
-            disk_piece_encode(data, rec.n_data, s->scratch + used, piece);
-        } else if (rec.n_data) {
-            piece->encoding = WIRE_ENC_RAW;
-            piece->bytes = data;
-            piece->n_bytes = rec.n_data;
-        }
+        encode_piece(s, &rec, data, s->scratch + used, piece);
         epoch_digest_disk(s->digest, piece, data, rec.n_data);
         used += rec.n_data;
         job->disk_at = at;
