@@ -9,7 +9,8 @@
 
 /* What a state machine of the core asks its shell to do, in order. The machines never do anything
  * themselves: one step takes an event and the time, and appends actions. The shells (guard,
- * standby, and the simulator in their place) carry them out and feed the outcomes back as events. */
+ * standby, and the simulator in their place) carry them out and feed the outcomes back as events.
+ */
 
 enum action_type {
     /* both machines */

@@ -23,8 +23,7 @@ bool controller_due(const struct controller *c, const struct controller_input *i
 {
     if (now < c->last_cut_ns + c->interval_min_ns || pipeline_full(c, in))
         return false;
-    return presses(c, in) ||
-           now >= c->last_cut_ns + c->interval_max_ns;
+    return presses(c, in) || now >= c->last_cut_ns + c->interval_max_ns;
 }
 
 uint64_t controller_deadline(const struct controller *c, const struct controller_input *in,
@@ -41,7 +40,8 @@ uint64_t controller_deadline(const struct controller *c, const struct controller
 
 uint64_t controller_probe_at(const struct controller *c)
 {
-    uint64_t pause = max_u64(PROBE_MIN_MS * UINT64_C(1000000), c->probe_cost_ns * PROBE_COST_FACTOR);
+    uint64_t pause =
+        max_u64(PROBE_MIN_MS * UINT64_C(1000000), c->probe_cost_ns * PROBE_COST_FACTOR);
 
     return max_u64(c->last_probe_ns, c->last_cut_ns) + pause;
 }

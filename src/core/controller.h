@@ -13,17 +13,18 @@
  *    grows without bound;
  *  - otherwise after interval_max: an idle VM costs next to nothing.
  *
- * When the guest dirties faster than the link carries, cuts first wait for earlier epochs (the interval
- * stretches); once twice the limit is dirty the epoch is cut all the same, and the VM stays paused
- * until the staging memory has room for it: the guest is throttled to the speed of the link. */
+ * When the guest dirties faster than the link carries, cuts first wait for earlier epochs (the
+ * interval stretches); once twice the limit is dirty the epoch is cut all the same, and the VM
+ * stays paused until the staging memory has room for it: the guest is throttled to the speed of the
+ * link. */
 struct controller {
     uint64_t interval_min_ns;
     uint64_t interval_max_ns;
     uint64_t dirty_limit_pages; /* cut when that much is dirty */
     unsigned max_in_flight;     /* epochs cut and not yet acknowledged */
 
-    uint64_t last_cut_ns;    /* when the last epoch was complete */
-    uint64_t probe_cost_ns;  /* what the last look at the dirty pages cost */
+    uint64_t last_cut_ns;   /* when the last epoch was complete */
+    uint64_t probe_cost_ns; /* what the last look at the dirty pages cost */
     uint64_t last_probe_ns;
 };
 

@@ -6,8 +6,9 @@
 #include <stdint.h>
 
 /* The output gate's book-keeping (Remus, NSDI 2008, section 2.4: output commit). Every frame of the
- * guest is stamped with the epoch that covers its cause when it is read; it may leave when that epoch
- * is committed, or at once while the gate flows because the register names this host sole owner.
+ * guest is stamped with the epoch that covers its cause when it is read; it may leave when that
+ * epoch is committed, or at once while the gate flows because the register names this host sole
+ * owner.
  *
  * A frame that is read before the VM goes on after a checkpoint was sent before that checkpoint,
  * so the checkpoint covers it; one that is read later belongs to the next epoch. The shell

@@ -29,9 +29,9 @@
  * under which it may take over before the swap solo -> paired is asked for. From ARMING on, frames
  * are released by acknowledgements alone, until the register says {we, solo} again.
  *
- * While the register says solo it is looked at now and then, so that an owner who was replaced by an
- * operator's force finds out, and once more before ARMING: a VM whose arbiter does not answer is not
- * made mute for the sake of a pair that could not be recorded.
+ * While the register says solo it is looked at now and then, so that an owner who was replaced by
+ * an operator's force finds out, and once more before ARMING: a VM whose arbiter does not answer is
+ * not made mute for the sake of a pair that could not be recorded.
  *
  * Once an epoch with the pair term was cut, that term may be known to a standby, and must never be
  * given to another copy: an armed primary that gives up leaves through ISOLATED too, whose swap
@@ -44,9 +44,9 @@
  * release them, whatever the register says: if it takes over, then with all that it
  * acknowledged), but the VM does not count as protected.
  *
- * HANDING is a switchover: the VM is stopped for a last epoch, and when that is acknowledged (so its
- * frames are released) the standby is told to claim. It claims as it would from a dead primary; the
- * register decides. The VM does not run again before the register has said that it is this
+ * HANDING is a switchover: the VM is stopped for a last epoch, and when that is acknowledged (so
+ * its frames are released) the standby is told to claim. It claims as it would from a dead primary;
+ * the register decides. The VM does not run again before the register has said that it is this
  * host's alone, so whatever gets lost, and whoever dies, it is continued at one place: a switchover
  * that is not carried out in time leaves the pair through ISOLATED, and resumes the VM in SOLO.
  *
@@ -80,7 +80,7 @@ struct primary {
     struct start_order order; /* STARTING */
 
     enum primary_state state;
-    struct arb_record record; /* the register as last known; ours to change unless LOST */
+    struct arb_record record;     /* the register as last known; ours to change unless LOST */
     char wanted[WIRE_NAME_BYTES]; /* host that shall be standby; "" = unprotected on purpose */
     char peer[WIRE_NAME_BYTES];   /* host of the session that is or was last tried */
     enum primary_link link;
@@ -97,8 +97,8 @@ struct primary {
     uint64_t hand_epoch; /* HANDING: the last epoch; 0 = not yet cut */
     uint64_t hand_deadline_ns;
 
-    uint64_t ask_id; /* newest question to the arbiter */
-    bool asking;     /* it is open */
+    uint64_t ask_id;             /* newest question to the arbiter */
+    bool asking;                 /* it is open */
     struct arb_record asked_for; /* what it wants the record to become */
     uint64_t ask_at_ns;          /* not asking: when to ask (again); CORE_NEVER = nothing to ask */
     uint64_t start_deadline_ns;
@@ -107,19 +107,19 @@ struct primary {
 };
 
 enum primary_event_type {
-    PEV_TIMER = 1,    /* nothing but the time */
-    PEV_ARB_ANSWER,   /* u.answer */
-    PEV_LINK_READY,   /* both channels are up and the standby is ready: u.ready */
-    PEV_LINK_FAILED,  /* a connection attempt failed, or an established link broke */
-    PEV_PEER_SEEN,    /* any message came on the control channel */
-    PEV_ACK,          /* u.ack */
-    PEV_PEER_BYE,     /* the standby gives the session up: u.bye */
-    PEV_SEEDED,       /* every page was sent once and little is dirty */
-    PEV_PROTECT,      /* operator: u.host */
-    PEV_UNPROTECT,    /* operator */
-    PEV_SWITCHOVER,   /* operator: hand the VM over; ignored unless PROTECTED with the link up */
-    PEV_STOP,         /* operator, or the guest powered itself off */
-    PEV_VM_DIED,      /* the hypervisor is gone */
+    PEV_TIMER = 1,   /* nothing but the time */
+    PEV_ARB_ANSWER,  /* u.answer */
+    PEV_LINK_READY,  /* both channels are up and the standby is ready: u.ready */
+    PEV_LINK_FAILED, /* a connection attempt failed, or an established link broke */
+    PEV_PEER_SEEN,   /* any message came on the control channel */
+    PEV_ACK,         /* u.ack */
+    PEV_PEER_BYE,    /* the standby gives the session up: u.bye */
+    PEV_SEEDED,      /* every page was sent once and little is dirty */
+    PEV_PROTECT,     /* operator: u.host */
+    PEV_UNPROTECT,   /* operator */
+    PEV_SWITCHOVER,  /* operator: hand the VM over; ignored unless PROTECTED with the link up */
+    PEV_STOP,        /* operator, or the guest powered itself off */
+    PEV_VM_DIED,     /* the hypervisor is gone */
 };
 
 struct primary_event {
@@ -161,7 +161,8 @@ void primary_step(struct primary *p, const struct primary_event *ev, uint64_t no
 uint64_t primary_deadline(const struct primary *p);
 
 /* True when the shell may cut an epoch now (as far as arbitration is concerned: the link is up and
- * past seeding, and the VM was not handed over with its last one). The controller says whether it should. */
+ * past seeding, and the VM was not handed over with its last one). The controller says whether it
+ * should. */
 bool primary_may_cut(const struct primary *p);
 
 /* Numbers an epoch that the shell cuts now: returns its number, *ret_term is what it carries.

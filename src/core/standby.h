@@ -11,18 +11,18 @@
  *
  *   RECEIVING --(an epoch with a pair term is whole)--> READY
  *       |                                                 |
- *       | link lost                                       | primary silent, its VM died, failover or switchover
- *       v                                                 v
- *      VOID <------(the record has moved on)--------- CLAIMING --(swap succeeded)--> ACTIVE
+ *       | link lost                                       | primary silent, its VM died, failover
+ * or switchover v                                                 v VOID <------(the record has
+ * moved on)--------- CLAIMING --(swap succeeded)--> ACTIVE
  *
  * Its right to take over is the pair term of its newest whole epoch: it may swap exactly the record
  * {term, primary, paired, self} to {term + 1, self, solo}, and activates only when it knows that
  * the swap was carried out. A copy from an earlier pairing has an earlier term and so can do
  * nothing (I4).
  *
- * A claim whose answer got lost may still be carried out later. From the first claim on, the machine
- * therefore never believes the pairing again without looking: when the link resumes it goes on
- * acknowledging epochs (should the claim succeed, it activates with all of them), and looks at
+ * A claim whose answer got lost may still be carried out later. From the first claim on, the
+ * machine therefore never believes the pairing again without looking: when the link resumes it goes
+ * on acknowledging epochs (should the claim succeed, it activates with all of them), and looks at
  * the register until that says either that it won or that the primary moved on. */
 
 enum standby_state {

@@ -10,7 +10,7 @@
  * "not given". The standby gets the primary's definition, so both start the same machine. */
 
 enum {
-    VM_NAME_MAX = 64,  /* bytes with the NUL; names match [a-z0-9][a-z0-9-]* */
+    VM_NAME_MAX = 64, /* bytes with the NUL; names match [a-z0-9][a-z0-9-]* */
     HOST_NAME_BYTES = 64,
     VM_PATH_MAX = 256,
     VM_APPEND_MAX = 1024,
@@ -50,8 +50,8 @@ enum vm_output {
 
 struct vm_protect {
     char standby[HOST_NAME_BYTES]; /* "" = do not protect */
-    uint64_t interval_min_ns;     /* shortest time between two cuts */
-    uint64_t interval_max_ns;     /* longest time between two cuts */
+    uint64_t interval_min_ns;      /* shortest time between two cuts */
+    uint64_t interval_max_ns;      /* longest time between two cuts */
     enum vm_output output;
     uint64_t copy_rate_bytes; /* per second, for copying disks; 0 = no limit */
 };

@@ -186,8 +186,8 @@ void applier_commit(struct applier *a, uint64_t epoch)
     pthread_mutex_unlock(&a->lock);
 }
 
-/* Takes epochs that are not committed out of the redo log, oldest first, and frees them. For good: a loss of
- * power must not bring them back once the VM has gone on without them. */
+/* Takes epochs that are not committed out of the redo log, oldest first, and frees them. For good:
+ * a loss of power must not bring them back once the VM has gone on without them. */
 static void drop(struct applier *a, struct staged *s)
 {
     bool dropped = false;

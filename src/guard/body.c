@@ -20,7 +20,8 @@ enum { LEFTOVER_WAIT_MS = 5000 };
 
 /* The driver's callbacks go to whatever role is in charge now. */
 
-static void on_checkpoint(void *user, const struct hyp_state *state, const struct hyp_timing *timing)
+static void on_checkpoint(void *user, const struct hyp_state *state,
+                          const struct hyp_timing *timing)
 {
     struct body *b = user;
 
@@ -131,8 +132,8 @@ static bool has_our_memory(const struct body *b, pid_t pid)
     return memmem(args, n, b->ram_path, strlen(b->ram_path)) != NULL;
 }
 
-/* A guard that crashed left its hypervisor behind: mute, since nobody moved its frames, but with the
- * VM's memory. We hold the lock, so nobody needs it any more. */
+/* A guard that crashed left its hypervisor behind: mute, since nobody moved its frames, but with
+ * the VM's memory. We hold the lock, so nobody needs it any more. */
 static void kill_leftover(const struct body *b)
 {
     char path[VM_PATH_MAX + 100];
@@ -183,8 +184,8 @@ static int socket_path(const struct body *b, uint32_t nic, const char *which,
     int n = snprintf(ret_path, 108, "%s/nic%u.%s", b->own_dir, nic, which);
 
     if (n < 0 || n >= 108)
-        return err_set(err, -ENAMETOOLONG, "%s: too long for a socket's path, use a shorter run_dir",
-                       b->own_dir);
+        return err_set(err, -ENAMETOOLONG,
+                       "%s: too long for a socket's path, use a shorter run_dir", b->own_dir);
     return 0;
 }
 

@@ -10,14 +10,14 @@
 #include "io/netport.h"
 
 /* What a VM consists of on a host, whatever the host's role for it: the RAM file and our view of
- * it, the hypervisor process, the ports of its NICs, its disks. A standby that takes over hands its body to
- * the guard that it becomes; nothing is opened or copied in between. */
+ * it, the hypervisor process, the ports of its NICs, its disks. A standby that takes over hands its
+ * body to the guard that it becomes; nothing is opened or copied in between. */
 struct body {
     sd_event *event;                  /* borrowed */
     const struct host_config *config; /* borrowed */
     struct vm_spec spec;
     const struct hyp_ops *ops;
-    struct hyp_vm *vm; /* NULL once it is gone */
+    struct hyp_vm *vm;              /* NULL once it is gone */
     char own_dir[VM_PATH_MAX + 80]; /* run_dir/vms/NAME: sockets and log of the hypervisor */
     char ram_path[VM_PATH_MAX + 80];
     int ram_fd;
@@ -25,7 +25,7 @@ struct body {
     uint64_t n_pages;
     struct netport *ports[VM_NICS_MAX]; /* spec.n_nics of them */
     struct disks *disks;                /* NULL: the VM has none */
-    int lock_fd; /* locked file: one process per VM and host */
+    int lock_fd;                        /* locked file: one process per VM and host */
 
     /* Of the role in charge; may be changed at any time outside of callbacks. Borrowed. */
     const struct hyp_callbacks *callbacks;
@@ -33,14 +33,16 @@ struct body {
 };
 
 /* Opens everything and starts the hypervisor: stopped (incoming false), or waiting for a restore.
- * The configuration's directories must exist. The RAM file is new and empty. Blocks as ops->launch. The caller owns *ret_body; config, event
- * and callbacks are borrowed. -EBUSY: another process of this host has the VM. */
+ * The configuration's directories must exist. The RAM file is new and empty. Blocks as ops->launch.
+ * The caller owns *ret_body; config, event and callbacks are borrowed. -EBUSY: another process of
+ * this host has the VM. */
 int body_open(const struct host_config *config, const struct vm_spec *spec,
               const struct hyp_ops *ops, sd_event *event, bool incoming,
               const struct hyp_callbacks *callbacks, void *user, struct body **ret_body,
               struct err *err) US_MUST_CHECK;
 
-/* Kills the VM if it still runs and removes all traces: RAM file, taps, sockets. NULL is allowed. */
+/* Kills the VM if it still runs and removes all traces: RAM file, taps, sockets. NULL is allowed.
+ */
 void body_close(struct body *body);
 
 #endif

@@ -8,15 +8,16 @@
 #include "base/fault.h"
 #include "io/log.h"
 
-/* One epoch's cut: the VM is stopped, its device state comes out of the hypervisor, the dirty pages are
- * copied to the staging memory, the VM goes on. Encoding and sending are the sender's business and
- * cost no pause.
+/* One epoch's cut: the VM is stopped, its device state comes out of the hypervisor, the dirty pages
+ * are copied to the staging memory, the VM goes on. Encoding and sending are the sender's business
+ * and cost no pause.
  *
  *   IDLE -> STOPPING -> COPYING -> WAITING -> RESUMING -> IDLE
- *                '----> FROZEN -----^   (isolated and the gate is full: stands still until it can go on)
+ *                '----> FROZEN -----^   (isolated and the gate is full: stands still until it can
+ * go on)
  *
- * WAITING ends at once, unless a flush was answered without a sync and may have been the guest's, or the VM is
- * being handed over to its standby: then it stays stopped.
+ * WAITING ends at once, unless a flush was answered without a sync and may have been the guest's,
+ * or the VM is being handed over to its standby: then it stays stopped.
  *
  * When the staging memory is full the copy waits for the sender, with the VM stopped: that is how
  * a guest that dirties faster than the link carries is throttled.
@@ -274,7 +275,8 @@ static bool must_freeze(const struct guard *g)
     return g->core.state == PRIMARY_ISOLATED && output_full(g->output);
 }
 
-static void on_checkpoint(void *user, const struct hyp_state *state, const struct hyp_timing *timing)
+static void on_checkpoint(void *user, const struct hyp_state *state,
+                          const struct hyp_timing *timing)
 {
     struct guard *g = user;
     struct capture *c = &g->capture;

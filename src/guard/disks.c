@@ -282,8 +282,7 @@ bool disks_owe_sync(struct disks *d, const uint64_t *guest)
 
         disk_server_flushes(d->server, i, &flushes);
         /* More than were synced for: the one that was not may be the guest's. */
-        if (flushes.deferred &&
-            (d->in_doubt || completed > d->synced[i] + (int64_t)flushes.synced))
+        if (flushes.deferred && (d->in_doubt || completed > d->synced[i] + (int64_t)flushes.synced))
             owe = true;
         d->guest_seen[i] = guest[i];
         d->synced[i] = -(int64_t)flushes.synced; /* which will be added on resuming */

@@ -10,9 +10,9 @@
 #include "io/background.h"
 #include "io/config.h"
 
-/* A VM's disks at a host, whatever the host's role: images, dirty maps, the journal, the NBD server, the
- * standby's redo log and the activation record. Part of the body. A VM without disks has none of this
- * (NULL); functions that take NULL say so. */
+/* A VM's disks at a host, whatever the host's role: images, dirty maps, the journal, the NBD
+ * server, the standby's redo log and the activation record. Part of the body. A VM without disks
+ * has none of this (NULL); functions that take NULL say so. */
 struct disks {
     uint32_t n;
     struct image images[VM_DISKS_MAX];
@@ -21,9 +21,9 @@ struct disks {
     uint64_t sizes[VM_DISKS_MAX]; /* bytes */
     struct journal *journal;
     struct disk_server *server;
-    struct redo *redo;    /* recovered; a standby's applier takes it */
-    int notify_fd;        /* eventfd: journal, copier or applier have news */
-    struct background *background; /* syncs that the loop must not wait for */
+    struct redo *redo;                       /* recovered; a standby's applier takes it */
+    int notify_fd;                           /* eventfd: journal, copier or applier have news */
+    struct background *background;           /* syncs that the loop must not wait for */
     char dir[VM_PATH_MAX + VM_NAME_MAX + 8]; /* STATE_DIR/disks/NAME */
     char sockets[VM_DISKS_MAX][108];
     const char *socket_list[VM_DISKS_MAX]; /* for the hypervisor */
@@ -35,10 +35,12 @@ struct disks {
     enum disk_phase phase;
 };
 
-/* Opens everything in own_dir (sockets) and the state directory; recovers the redo log; serves in DISK_WAITING.
- * standby: read-only disks are opened for writing, since they are to be filled. *ret_disks is NULL when the VM has none. */
+/* Opens everything in own_dir (sockets) and the state directory; recovers the redo log; serves in
+ * DISK_WAITING. standby: read-only disks are opened for writing, since they are to be filled.
+ * *ret_disks is NULL when the VM has none. */
 int disks_open(const struct host_config *config, const struct vm_spec *spec, const char *own_dir,
-               bool standby, sd_event *event, struct disks **ret_disks, struct err *err) US_MUST_CHECK;
+               bool standby, sd_event *event, struct disks **ret_disks,
+               struct err *err) US_MUST_CHECK;
 
 /* After the hypervisor's end. NULL is allowed. */
 void disks_close(struct disks *d);
@@ -49,15 +51,15 @@ int disks_record(struct disks *d, const struct copy_record *record, struct err *
 /* Likewise, in the background and in order; a failure is logged. */
 void disks_record_soon(struct disks *d, const struct copy_record *record);
 
-/* The VM is about to start here: its writes are let through. Since nobody knows what was done to the images
- * while it did not run, the maps are not trusted any more. */
+/* The VM is about to start here: its writes are let through. Since nobody knows what was done to
+ * the images while it did not run, the maps are not trusted any more. */
 void disks_start(struct disks *d);
 
 /* Where the VM is in a checkpoint. NULL is allowed. */
 void disks_phase(struct disks *d, enum disk_phase phase);
 
-/* The VM was told to stop and has not yet: flushes that were kept waiting for it are carried out, in case
- * it waits for them. NULL is allowed. */
+/* The VM was told to stop and has not yet: flushes that were kept waiting for it are carried out,
+ * in case it waits for them. NULL is allowed. */
 void disks_let_flushes_go(struct disks *d);
 
 /* True when a flush was answered without a sync since the VM runs. NULL is allowed. */

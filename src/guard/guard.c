@@ -41,8 +41,8 @@ static int on_finish(sd_event_source *source, void *user)
         control_reply(take_ptr(g->stop_request), NULL);
     if (g->switch_request && handed_over(g))
         control_reply(take_ptr(g->switch_request), NULL);
-    return sd_event_exit(g->event, g->core.state == PRIMARY_LOST && !handed_over(g) ? GUARD_LOST
-                                                                                    : GUARD_STOPPED);
+    return sd_event_exit(
+        g->event, g->core.state == PRIMARY_LOST && !handed_over(g) ? GUARD_LOST : GUARD_STOPPED);
 }
 
 /* The end, from the loop: answers and files must not depend on who called. */

@@ -41,8 +41,8 @@ struct guard_params {
     void *user;
 };
 
-/* Makes a guard. start: it asks the arbiter, then lets the VM run; takeover: the VM runs already, the
- * gate flows. The loop's exit code becomes enum guard_end when it is over. */
+/* Makes a guard. start: it asks the arbiter, then lets the VM run; takeover: the VM runs already,
+ * the gate flows. The loop's exit code becomes enum guard_end when it is over. */
 int guard_new(const struct guard_params *params, struct guard **ret_guard,
               struct err *err) US_MUST_CHECK;
 

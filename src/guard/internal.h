@@ -23,14 +23,14 @@ enum {
     IN_FLIGHT_NORMAL = 8, /* epochs in flight before the interval stretches */
     IN_FLIGHT_MAX = 16,   /* ... at all */
     SEEDS_IN_FLIGHT = 4,  /* seeding epochs sent and not acknowledged */
-    STOP_MS = 50, /* a VM that was told to stop normally has by then */
+    STOP_MS = 50,         /* a VM that was told to stop normally has by then */
     DIRTY_LIMIT_PAGES = 8192,
     RUNS_PER_TAKE = 512,
     CHECKPOINT_FAILURES_MAX = 3, /* in a row, then the VM goes solo */
 };
 
-/* Event source priorities: the smaller, the sooner. Timers come after descriptors, so that a process
- * that was stopped hears what came meanwhile before it judges silence. */
+/* Event source priorities: the smaller, the sooner. Timers come after descriptors, so that a
+ * process that was stopped hears what came meanwhile before it judges silence. */
 enum { PRIORITY_LINK = -10, PRIORITY_TIMER = 10, PRIORITY_SEED = 100 };
 
 /* An epoch that was cut and is not acknowledged, with the pages that it carries: should the link
@@ -45,7 +45,7 @@ enum capture_phase {
     CAPTURE_STOPPING, /* checkpoint ordered */
     CAPTURE_FROZEN,   /* stopped and kept so: isolated, and the gate is full */
     CAPTURE_COPYING,  /* stopped; dirty pages on their way to the staging memory */
-    CAPTURE_WAITING,  /* all is copied; a flush is being looked into, or the VM is to stay stopped */
+    CAPTURE_WAITING, /* all is copied; a flush is being looked into, or the VM is to stay stopped */
     CAPTURE_RESUMING, /* resume ordered */
 };
 
@@ -56,7 +56,8 @@ enum epoch_fate {
     EPOCH_FORGOTTEN, /* the session is over */
 };
 
-/* A flush that was answered without a sync: may it have been the guest's (docs/disks.md, "Flush")? */
+/* A flush that was answered without a sync: may it have been the guest's (docs/disks.md, "Flush")?
+ */
 enum flush_check {
     FLUSH_CLEAR = 0, /* nothing to wait for */
     FLUSH_ASKING,    /* the hypervisor is asked for its guest's flushes */
@@ -67,29 +68,29 @@ struct capture {
     enum capture_phase phase;
     enum flush_check flush;
     enum epoch_fate fate;
-    bool torn; /* the epoch must not be completed */
+    bool torn;               /* the epoch must not be completed */
     struct run_list current; /* the pages of the epoch that is being copied */
-    bool epoch_open;  /* RESUMING: an epoch was cut, to be closed when the VM runs */
+    bool epoch_open;         /* RESUMING: an epoch was cut, to be closed when the VM runs */
     uint64_t epoch, term;
     uint64_t next_page; /* COPYING: where dirty_take goes on */
     size_t carry_run;   /* COPYING: next run of carry to copy */
     uint64_t carry_page;
-    uint64_t n_pages;   /* copied into this epoch */
-    struct run_list carry; /* pages of epochs that were lost with the link */
+    uint64_t n_pages;                     /* copied into this epoch */
+    struct run_list carry;                /* pages of epochs that were lost with the link */
     struct in_flight ring[IN_FLIGHT_MAX]; /* oldest first */
     unsigned n_in_flight;
     uint64_t begun_ns;
     uint64_t late_at_ns; /* STOPPING: when flushes wait no longer for the stop; CORE_NEVER = over */
     struct hyp_timing timing;
-    struct hyp_state state;        /* of the epoch that is being cut */
-    uint64_t retry_at_ns;          /* after a failed checkpoint */
-    unsigned failures;             /* in a row */
-    uint64_t dirty_pages;          /* at the last look */
+    struct hyp_state state; /* of the epoch that is being cut */
+    uint64_t retry_at_ns;   /* after a failed checkpoint */
+    unsigned failures;      /* in a row */
+    uint64_t dirty_pages;   /* at the last look */
 };
 
 struct seed {
     bool active;
-    unsigned round;      /* 0: all pages; later ones: what was written meanwhile */
+    unsigned round; /* 0: all pages; later ones: what was written meanwhile */
     uint64_t next_page;
     uint64_t extent_end; /* round 0: end of the present extent of the RAM file, in pages */
     bool epoch_open;
@@ -146,8 +147,8 @@ struct guard {
     void *user;
     struct control_request *stop_request;   /* answered at the end */
     struct control_request *switch_request; /* answered when it is decided */
-    sd_event_source *finish;              /* deferred end */
-    struct takeover takeover; /* epoch 0: this host started the VM itself */
+    sd_event_source *finish;                /* deferred end */
+    struct takeover takeover;               /* epoch 0: this host started the VM itself */
     char why_ended[WIRE_TEXT_BYTES];
 };
 
@@ -160,7 +161,8 @@ extern const struct hyp_callbacks capture_callbacks;
 void capture_begin(struct guard *g);
 /* When capture_continue() must be called at the latest. */
 uint64_t capture_deadline(const struct guard *g);
-/* Goes on where it waited for staging memory, or thaws a frozen VM when that has become possible. */
+/* Goes on where it waited for staging memory, or thaws a frozen VM when that has become possible.
+ */
 void capture_continue(struct guard *g);
 /* The VM is not handed over after all: lets it run. */
 void capture_release(struct guard *g);
@@ -185,7 +187,8 @@ int resync_setup(struct guard *g, struct err *err) US_MUST_CHECK;
 void resync_free(struct guard *g);
 /* A new session is being made: forgets what an earlier standby told. */
 void resync_connect(struct guard *g);
-/* Seeding begins: brings the standby's copies up to date, beginning with what link.ready says of them. */
+/* Seeding begins: brings the standby's copies up to date, beginning with what link.ready says of
+ * them. */
 void resync_begin(struct guard *g);
 /* One step. True when all copies are equal and verified, and memory may follow. */
 bool resync_step(struct guard *g);
@@ -198,8 +201,8 @@ void resync_ranges(struct guard *g, const struct wire_disk_ranges *ranges);
 void resync_rebase(struct guard *g);
 /* The session is over for good, and the sender has let go of the link. */
 void resync_end(struct guard *g);
-/* The journal wants a cut. talking: the guest has sent frames lately, which wait for every epoch in front of
- * theirs; otherwise larger epochs disturb it less often. */
+/* The journal wants a cut. talking: the guest has sent frames lately, which wait for every epoch in
+ * front of theirs; otherwise larger epochs disturb it less often. */
 bool resync_presses(struct guard *g, bool talking);
 json_t *resync_status(struct guard *g);
 void resync_request_verify(struct guard *g, struct control_request *req);

@@ -18,7 +18,8 @@
 
 enum { CONNECT_NEW_MS = 15000, CONNECT_RESUME_MS = 1000 };
 
-static void fill_hello(const struct guard *g, enum wire_channel channel, struct wire_hello *ret_hello)
+static void fill_hello(const struct guard *g, enum wire_channel channel,
+                       struct wire_hello *ret_hello)
 {
     memset(ret_hello, 0, sizeof(*ret_hello));
     ret_hello->version_min = WIRE_VERSION_MIN;

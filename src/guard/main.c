@@ -48,8 +48,8 @@ static const struct hyp_ops *const hyp = &hyp_qemu;
 /* Says once whether it works; the descriptor is closed by that. */
 static void say_ready(struct process *p, const char *error)
 {
-    json_t *line = error ? json_pack("{s:b, s:s}", "ok", 0, "error", error)
-                         : json_pack("{s:b}", "ok", 1);
+    json_t *line =
+        error ? json_pack("{s:b, s:s}", "ok", 0, "error", error) : json_pack("{s:b}", "ok", 1);
 
     if (p->options.ready_fd < 0) {
         json_decref(line);
@@ -215,8 +215,7 @@ static void on_takeover(void *user, const struct takeover *takeover)
     (void)sd_event_source_set_priority(p->switch_source, SD_EVENT_PRIORITY_IMPORTANT);
 }
 
-static int on_complete(void *user, const struct vm_spec *spec, const char *primary,
-                       struct err *err)
+static int on_complete(void *user, const struct vm_spec *spec, const char *primary, struct err *err)
 {
     const struct process *p = user;
 
@@ -308,15 +307,17 @@ static const struct argp argp = {
 
 const char *argp_program_version = "understudy-guard " US_VERSION;
 
-/* Logs of disk writes come and go in pieces of 256 KiB, at the speed of the disk. Left alone, the allocator
- * gives each one back to the kernel, and every page of the next is cleared and faulted in anew. */
+/* Logs of disk writes come and go in pieces of 256 KiB, at the speed of the disk. Left alone, the
+ * allocator gives each one back to the kernel, and every page of the next is cleared and faulted in
+ * anew. */
 static void keep_memory(void)
 {
     (void)mallopt(M_MMAP_THRESHOLD, 4 << 20);
     (void)mallopt(M_TRIM_THRESHOLD, 128 << 20);
 }
 
-/* Heartbeats and cuts must not wait behind the guest for a core. Not inherited by the hypervisor. */
+/* Heartbeats and cuts must not wait behind the guest for a core. Not inherited by the hypervisor.
+ */
 static void raise_priority(void)
 {
     struct sched_param param = {.sched_priority = 1};

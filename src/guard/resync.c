@@ -9,23 +9,23 @@
 #include "base/cleanup.h"
 #include "io/log.h"
 
-/* Brings a standby's disks in step while the VM runs, one after the other (docs/disks.md, "Seeding and
- * resynchronisation"):
+/* Brings a standby's disks in step while the VM runs, one after the other (docs/disks.md, "Seeding
+ * and resynchronisation"):
  *
  *   what the standby has        first        then
  *   all holes                   copy all     compare all
  *   the same full copy, known   copy what either side may have changed, compare that
  *   anything else               compare all
  *
- * What a comparison finds is copied and compared again. The journal runs from the beginning, so the records of
- * the guest's writes, the copies and the digests are one order, and comparing is exact.
+ * What a comparison finds is copied and compared again. The journal runs from the beginning, so the
+ * records of the guest's writes, the copies and the digests are one order, and comparing is exact.
  *
- * The copier works in a thread of its own; this file cuts the journal into seeding epochs and decides what comes
- * next, from the loop. */
+ * The copier works in a thread of its own; this file cuts the journal into seeding epochs and
+ * decides what comes next, from the loop. */
 
 enum {
-    CUT_BYTES = 1 << 20, /* of records: worth an epoch while seeding */
-    ROUNDS_MAX = 5,      /* of copying differences; equal copies need none */
+    CUT_BYTES = 1 << 20,     /* of records: worth an epoch while seeding */
+    ROUNDS_MAX = 5,          /* of copying differences; equal copies need none */
     TALKING_BYTES = 8 << 20, /* of records: worth an epoch while the guest has something to say */
 };
 
@@ -157,7 +157,8 @@ static void cut(struct guard *g, bool copying)
         return;
     g->seed.last_epoch = primary_cut(&g->core, &term);
     gate_cut(&g->gate, g->seed.last_epoch);
-    if (sender_begin(g->sender, g->seed.last_epoch, term, resync_cut(g, g->seed.last_epoch, term)) < 0)
+    if (sender_begin(g->sender, g->seed.last_epoch, term, resync_cut(g, g->seed.last_epoch, term)) <
+        0)
         link_broken(g, "the sender does not take the epoch");
     sender_end(g->sender);
 }
@@ -369,16 +370,16 @@ static json_t *verify_json(const struct guard *g, const struct copier_progress *
     for (i = 0; i < v->differing.n && i < DIFFERING_MAX; i++) {
         const struct disk_range *r = &v->differing.v[i];
 
-        (void)json_array_append_new(
-            differing, json_pack("{s:i, s:I, s:I}", "disk", (int)r->disk, "offset",
-                                 (json_int_t)r->offset, "bytes", (json_int_t)r->n_bytes));
+        (void)json_array_append_new(differing, json_pack("{s:i, s:I, s:I}", "disk", (int)r->disk,
+                                                         "offset", (json_int_t)r->offset, "bytes",
+                                                         (json_int_t)r->n_bytes));
     }
     for (i = 0; i + 1 < g->body->disks->n && done >= g->body->disks->sizes[i]; i++)
         done -= g->body->disks->sizes[i];
     verify = json_pack("{s:b, s:i, s:I, s:I, s:o, s:b, s:I}", "running", v->running, "disk", (int)i,
                        "done_bytes", (json_int_t)now->done_bytes, "total_bytes",
-                       (json_int_t)now->total_bytes, "differing", differing, "more", v->differing.n > DIFFERING_MAX,
-                       "finished_at", (json_int_t)v->finished_at);
+                       (json_int_t)now->total_bytes, "differing", differing, "more",
+                       v->differing.n > DIFFERING_MAX, "finished_at", (json_int_t)v->finished_at);
     if (v->error[0])
         (void)json_object_set_new(verify, "error", json_string(v->error));
     return verify;
@@ -413,13 +414,12 @@ json_t *resync_status(struct guard *g)
         if (here && s->phase == RESYNC_COPYING)
             copied += now.done_bytes;
         (void)json_array_append_new(
-            list, json_pack("{s:s, s:I, s:s, s:I, s:I, s:I, s:I}", "path",
-                            g->body->spec.disks[i].path, "size_bytes", (json_int_t)d->sizes[i],
-                            "state", disk_state(g, i), "done_bytes",
-                            (json_int_t)(here ? now.done_bytes : 0), "total_bytes",
-                            (json_int_t)(here ? now.total_bytes : 0), "copied_bytes",
-                            (json_int_t)copied, "dirty_bytes",
-                            (json_int_t)disk_map_dirty_bytes(d->maps[i])));
+            list,
+            json_pack("{s:s, s:I, s:s, s:I, s:I, s:I, s:I}", "path", g->body->spec.disks[i].path,
+                      "size_bytes", (json_int_t)d->sizes[i], "state", disk_state(g, i),
+                      "done_bytes", (json_int_t)(here ? now.done_bytes : 0), "total_bytes",
+                      (json_int_t)(here ? now.total_bytes : 0), "copied_bytes", (json_int_t)copied,
+                      "dirty_bytes", (json_int_t)disk_map_dirty_bytes(d->maps[i])));
     }
     status = json_pack("{s:o}", "disks", list);
     if (s->verify.mark)
@@ -432,8 +432,7 @@ void resync_request_verify(struct guard *g, struct control_request *req)
     struct resync *s = &g->resync;
     struct verify *v = &s->verify;
     const char *vm = g->body->spec.name;
-    json_int_t rate =
-        json_integer_value(json_object_get(control_body(req), "rate_bytes"));
+    json_int_t rate = json_integer_value(json_object_get(control_body(req), "rate_bytes"));
     uint32_t i;
     int r = 0;
 
@@ -486,8 +485,9 @@ static void open_disks(void *user, int result)
     disk_server_mode(g->body->disks->server, DISK_OPEN);
 }
 
-/* After a takeover: what the standby had of epochs is on the images, and the redo log empty. The guest's
- * writes are let through once the activation record, which was ordered at the takeover, is written too. */
+/* After a takeover: what the standby had of epochs is on the images, and the redo log empty. The
+ * guest's writes are let through once the activation record, which was ordered at the takeover, is
+ * written too. */
 static void finish_takeover(struct guard *g)
 {
     applier_close(take_ptr(g->takeover.applier));
@@ -503,8 +503,8 @@ static void look_at_takeover(struct guard *g)
 
     applier_report_get(g->takeover.applier, &report);
     if (report.error) {
-        /* Without an empty redo log the guest's writes could be undone one day: they fail, as they would on a
-         * disk of its own that is broken. */
+        /* Without an empty redo log the guest's writes could be undone one day: they fail, as they
+         * would on a disk of its own that is broken. */
         log_error("the VM's disks cannot be written: %s", report.text);
         (void)snprintf(g->resync.error, sizeof(g->resync.error), "%s", report.text);
         disk_server_mode(g->body->disks->server, DISK_WAITING);

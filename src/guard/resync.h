@@ -25,13 +25,13 @@ struct verify {
 struct resync {
     struct copier *copier;
     enum resync_phase phase;
-    uint32_t disk;      /* in work */
-    unsigned rounds;    /* of copying what differed */
-    uint64_t next_mark; /* numbers of marks, never used twice */
-    uint64_t mark;      /* that ends the present job; 0 = none */
-    bool answered;      /* ... and was reached by the standby */
-    struct range_list work;      /* to be copied, then compared */
-    struct range_list differing; /* told by the standby so far */
+    uint32_t disk;                        /* in work */
+    unsigned rounds;                      /* of copying what differed */
+    uint64_t next_mark;                   /* numbers of marks, never used twice */
+    uint64_t mark;                        /* that ends the present job; 0 = none */
+    bool answered;                        /* ... and was reached by the standby */
+    struct range_list work;               /* to be copied, then compared */
+    struct range_list differing;          /* told by the standby so far */
     struct range_list told[VM_DISKS_MAX]; /* where the standby's copies may differ (before READY) */
     uint64_t copied_bytes[VM_DISKS_MAX];
     uint64_t last_epoch; /* newest seeding epoch with records */

@@ -8,20 +8,20 @@
 #include "base/fault.h"
 #include "io/log.h"
 
-/* Seeding: the first full copy, made while the VM runs. First the disks (resync.c), then memory: round 0 sends every page that the RAM file
- * holds (holes are zero on both sides), later rounds what was written meanwhile, until so little is
- * left that a checkpoint's pause can take it. A page that is written while it is copied is dirty
- * and comes again, so nothing torn survives. Seeding epochs carry no term: nobody can activate
- * them.
+/* Seeding: the first full copy, made while the VM runs. First the disks (resync.c), then memory:
+ * round 0 sends every page that the RAM file holds (holes are zero on both sides), later rounds
+ * what was written meanwhile, until so little is left that a checkpoint's pause can take it. A page
+ * that is written while it is copied is dirty and comes again, so nothing torn survives. Seeding
+ * epochs carry no term: nobody can activate them.
  *
  * Works in small steps between the loop's other events, and stops when staging memory or
  * acknowledgements run out. */
 
 enum {
-    EPOCH_PAGES = 4096,   /* pages per seeding epoch */
-    STEP_CHUNKS = 4,      /* chunks per step: about a millisecond */
-    ROUNDS_MAX = 8,       /* then the guest is simply fast */
-    LITTLE_PAGES = 1024,  /* dirty: seeding is done */
+    EPOCH_PAGES = 4096,  /* pages per seeding epoch */
+    STEP_CHUNKS = 4,     /* chunks per step: about a millisecond */
+    ROUNDS_MAX = 8,      /* then the guest is simply fast */
+    LITTLE_PAGES = 1024, /* dirty: seeding is done */
 };
 
 bool seed_may_cut(const struct guard *g)

@@ -15,10 +15,10 @@
 #include "wire/page.h"
 
 /* Theory of operation. The guard's main thread appends to a ring of jobs, one job per epoch; the
- * sender's thread takes the front job apart in steps: begin, each chunk, disk records, state, end, each of which
- * becomes messages at the end of the output buffer. The buffer is written when it is well filled,
- * when there is nothing else to do, and at the end of an epoch; so a small epoch is one write, and
- * a large one is on its way while the guard still copies pages.
+ * sender's thread takes the front job apart in steps: begin, each chunk, disk records, state, end,
+ * each of which becomes messages at the end of the output buffer. The buffer is written when it is
+ * well filled, when there is nothing else to do, and at the end of an epoch; so a small epoch is
+ * one write, and a large one is on its way while the guard still copies pages.
  *
  * The lock protects everything up to "thread only". A job's state buffer is the guard's until
  * state_ready, then the thread's until the job leaves the ring. `busy` says that the thread is in
@@ -80,7 +80,7 @@ struct sender {
     struct page_encoder *encoder;
     struct epoch_digest *digest;
     uint64_t n_pages, n_disk_pieces; /* of the epoch in work */
-    unsigned raw_streak, raw_left;   /* disk writes that did not compress in a row; not to be tried */
+    unsigned raw_streak, raw_left; /* disk writes that did not compress in a row; not to be tried */
     struct wire_msg msg;
 };
 
@@ -160,8 +160,8 @@ static int put_chunk(struct sender *s, const struct job *job, const struct stage
     return pages->n ? put_msg(s, WIRE_PAGES, job->epoch, wire_bytes) : 0;
 }
 
-/* Trying to compress what does not compress costs more than all the rest; data of a kind comes together. So
- * after each failure the next ones are not tried, ever more of them. */
+/* Trying to compress what does not compress costs more than all the rest; data of a kind comes
+ * together. So after each failure the next ones are not tried, ever more of them. */
 static void encode_piece(struct sender *s, const struct disk_record *rec, const uint8_t *data,
                          uint8_t *out, struct wire_disk_piece *piece)
 {

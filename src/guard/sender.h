@@ -21,11 +21,12 @@
 struct sender;
 
 struct sender_report {
-    uint64_t sent_epoch; /* newest epoch whose end was written; 0 = none since attach */
-    uint64_t encoded_epoch; /* newest one that is on the wire or about to be; acknowledging more is a lie */
-    uint64_t wire_bytes; /* bytes written since the sender was made */
-    uint64_t raw_bytes;  /* page and state bytes before encoding, likewise */
-    int error;           /* negative errno that ended the transport; 0 = fine */
+    uint64_t sent_epoch;    /* newest epoch whose end was written; 0 = none since attach */
+    uint64_t encoded_epoch; /* newest one that is on the wire or about to be; acknowledging more is
+                               a lie */
+    uint64_t wire_bytes;    /* bytes written since the sender was made */
+    uint64_t raw_bytes;     /* page and state bytes before encoding, likewise */
+    int error;              /* negative errno that ended the transport; 0 = fine */
 };
 
 /* notify_fd: an eventfd (borrowed) written whenever the report changes or chunks became free.
@@ -42,11 +43,11 @@ int sender_attach(struct sender *s, struct transport *t) US_MUST_CHECK;
  * thread has let go of it: bounded by one write that shutdown interrupts. Idempotent. */
 void sender_detach(struct sender *s);
 
-/* Feeding. begin: pair_term as in wire_epoch_begin; disk: the epoch's records (NULL: none), borrowed and
- * unchanged until the epoch is acknowledged or the sender detached. chunk: taken. state: copied (format is the
- * state's tag); at most one per epoch, may be left out. end: counts and digest are the sender's
- * business. 0; -EBUSY (begin only: too many epochs are queued); state only: -EINVAL for an empty
- * state, or one or a tag that is too long for the protocol, -ENOMEM. */
+/* Feeding. begin: pair_term as in wire_epoch_begin; disk: the epoch's records (NULL: none),
+ * borrowed and unchanged until the epoch is acknowledged or the sender detached. chunk: taken.
+ * state: copied (format is the state's tag); at most one per epoch, may be left out. end: counts
+ * and digest are the sender's business. 0; -EBUSY (begin only: too many epochs are queued); state
+ * only: -EINVAL for an empty state, or one or a tag that is too long for the protocol, -ENOMEM. */
 int sender_begin(struct sender *s, uint64_t epoch, uint64_t pair_term,
                  const struct disk_log *disk) US_MUST_CHECK;
 void sender_chunk(struct sender *s, struct stage_chunk *chunk);

@@ -10,7 +10,7 @@ enum { STATS_WINDOW = 256 };
 struct stats {
     uint64_t pause_ns[STATS_WINDOW];
     uint64_t cut_at_ns[STATS_WINDOW];
-    uint64_t n; /* epochs ever recorded */
+    uint64_t n;           /* epochs ever recorded */
     uint64_t dirty_pages; /* of the newest */
     uint64_t started_ns;
     int64_t protected_since; /* UNIX seconds; 0 = not protected */

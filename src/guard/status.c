@@ -35,7 +35,8 @@ static void reason(const struct guard *g, char *text, size_t n)
         (void)snprintf(text, n, "the first copy to %s is not complete yet", p->peer);
         break;
     case PRIMARY_ISOLATED:
-        (void)snprintf(text, n, "%s%s; output is held", g->link.up ? "leaving the pair" : g->link.why,
+        (void)snprintf(text, n, "%s%s; output is held",
+                       g->link.up ? "leaving the pair" : g->link.why,
                        p->arbiter_silent ? ", and the arbiter does not answer" : "");
         break;
     default:
@@ -75,9 +76,9 @@ static json_t *figures(const struct guard *g)
         ms(stats_pause(&g->stats, 50)), "pause_p99_ms", ms(stats_pause(&g->stats, 99)),
         "dirty_pages", (json_int_t)g->stats.dirty_pages, "bytes_sent", (json_int_t)sent.wire_bytes,
         "bytes_raw", (json_int_t)sent.raw_bytes, "held_frames", (json_int_t)out.held_frames,
-        "held_bytes", (json_int_t)out.held_bytes, "released_frames", (json_int_t)out.released_frames,
-        "dropped_frames", (json_int_t)out.dropped_frames, "protected_since",
-        (json_int_t)g->stats.protected_since);
+        "held_bytes", (json_int_t)out.held_bytes, "released_frames",
+        (json_int_t)out.released_frames, "dropped_frames", (json_int_t)out.dropped_frames,
+        "protected_since", (json_int_t)g->stats.protected_since);
 }
 
 json_t *status_json(struct guard *g)
@@ -88,26 +89,25 @@ json_t *status_json(struct guard *g)
     json_t *status;
 
     reason(g, why, sizeof(why));
-    status = json_pack(
-        "{s:s, s:s, s:s, s:b, s:s, s:s, s:s, s:s, s:I, s:I, s:I}", "vm", spec->name, "role",
-        "primary", "state", primary_state_name(p->state), "protected",
-        p->state == PRIMARY_PROTECTED, "wanted_standby", p->wanted, "reason", why, "host", p->self,
-        "peer", g->link.up ? p->peer : "", "term", (json_int_t)p->record.term, "epoch",
-        (json_int_t)(p->next_epoch - 1), "committed_epoch", (json_int_t)p->committed);
+    status = json_pack("{s:s, s:s, s:s, s:b, s:s, s:s, s:s, s:s, s:I, s:I, s:I}", "vm", spec->name,
+                       "role", "primary", "state", primary_state_name(p->state), "protected",
+                       p->state == PRIMARY_PROTECTED, "wanted_standby", p->wanted, "reason", why,
+                       "host", p->self, "peer", g->link.up ? p->peer : "", "term",
+                       (json_int_t)p->record.term, "epoch", (json_int_t)(p->next_epoch - 1),
+                       "committed_epoch", (json_int_t)p->committed);
     add(status, figures(g));
-    add(status,
-        json_pack("{s:o, s:i, s:i, s:I, s:i, s:s, s:s, s:I, s:s}", "seeding", seeding(g), "pid",
-                  (int)getpid(), "hypervisor_pid",
-                  g->body->vm ? (int)g->body->ops->pid(g->body->vm) : 0, "memory_bytes",
-                  (json_int_t)spec->memory_bytes, "cpus", (int)spec->cpus, "machine", spec->machine,
-                  "accel", spec->accel, "uptime_s",
-                  (json_int_t)((clock_now_ns() - g->stats.started_ns) / NS_PER_S), "arbiter",
-                  p->arbiter_silent ? "unreachable" : "ok"));
+    add(status, json_pack("{s:o, s:i, s:i, s:I, s:i, s:s, s:s, s:I, s:s}", "seeding", seeding(g),
+                          "pid", (int)getpid(), "hypervisor_pid",
+                          g->body->vm ? (int)g->body->ops->pid(g->body->vm) : 0, "memory_bytes",
+                          (json_int_t)spec->memory_bytes, "cpus", (int)spec->cpus, "machine",
+                          spec->machine, "accel", spec->accel, "uptime_s",
+                          (json_int_t)((clock_now_ns() - g->stats.started_ns) / NS_PER_S),
+                          "arbiter", p->arbiter_silent ? "unreachable" : "ok"));
     if (g->takeover.epoch)
-        add(status, json_pack("{s:{s:f, s:f, s:f, s:I}}", "takeover", "decided_unix_ms",
-                              g->takeover.decided_ms, "won_unix_ms", g->takeover.won_ms,
-                              "running_unix_ms", g->takeover.running_ms, "epoch",
-                              (json_int_t)g->takeover.epoch));
+        add(status,
+            json_pack("{s:{s:f, s:f, s:f, s:I}}", "takeover", "decided_unix_ms",
+                      g->takeover.decided_ms, "won_unix_ms", g->takeover.won_ms, "running_unix_ms",
+                      g->takeover.running_ms, "epoch", (json_int_t)g->takeover.epoch));
     if (g->body->disks)
         add(status, resync_status(g));
     return status;
@@ -179,10 +179,11 @@ static void request_switchover(struct guard *g, struct control_request *req)
     const struct primary *p = &g->core;
 
     if (p->state != PRIMARY_PROTECTED || !g->link.up) {
-        control_fail(req, "%s: is %s: only a protected VM can be switched over",
-                     g->body->spec.name, primary_state_name(p->state));
+        control_fail(req, "%s: is %s: only a protected VM can be switched over", g->body->spec.name,
+                     primary_state_name(p->state));
     } else if (g->takeover.applier) {
-        control_fail(req, "%s: the disks are still being taken over; try again", g->body->spec.name);
+        control_fail(req, "%s: the disks are still being taken over; try again",
+                     g->body->spec.name);
     } else {
         g->switch_request = req;
         guard_simple_event(g, PEV_SWITCHOVER);

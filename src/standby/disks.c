@@ -11,10 +11,12 @@
 #include "base/cleanup.h"
 #include "io/log.h"
 
-/* The standby's copies of the VM's disks: what it says of them, and what becomes of them during a session. */
+/* The standby's copies of the VM's disks: what it says of them, and what becomes of them during a
+ * session. */
 
-/* A flood of writes may stage more than the primary's journal holds for as long as a checkpoint is taken. */
-#define EPOCH_LIMIT_BYTES (UINT64_C(2) << 30)
+/* A flood of writes may stage more than the primary's journal holds for as long as a checkpoint is
+ * taken. */
+#define EPOCH_LIMIT_BYTES   (UINT64_C(2) << 30)
 #define APPLIER_LIMIT_BYTES (UINT64_C(64) << 20)
 
 static const uint8_t no_sync[DISK_SYNC_ID_BYTES];

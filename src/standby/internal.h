@@ -40,8 +40,8 @@ struct standby_shell {
 
     char primary[WIRE_NAME_BYTES];
     uint8_t session[WIRE_SESSION_BYTES];
-    struct channel *control; /* NULL while the link is lost */
-    bool control_failed;     /* handled when the loop comes round */
+    struct channel *control;  /* NULL while the link is lost */
+    bool control_failed;      /* handled when the loop comes round */
     struct frame_queue *late; /* frames that the primary got for a VM that it has handed over */
     uint64_t heartbeat_seq;
     sd_event_source *heartbeat, *timer, *post, *finish;

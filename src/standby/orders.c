@@ -32,18 +32,19 @@ static json_t *status(const struct standby_shell *s)
 
     if (s->receiver)
         receiver_report_get(s->receiver, &report);
-    return json_pack(
-        "{s:s, s:s, s:s, s:b, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:i, s:i, s:I, s:s, s:o}",
-        "vm", s->vm, "role", "standby", "state",
-        s->serving ? standby_state_name(s->core.state) : "connecting", "protected",
-        s->serving && s->core.state == STANDBY_READY, "wanted_standby", "", "reason", "", "host",
-        s->config->name, "peer", s->primary, "term", (json_int_t)s->core.right, "epoch",
-        (json_int_t)s->core.epoch, "committed_epoch", (json_int_t)report.applied_epoch,
-        "bytes_received", (json_int_t)report.wire_bytes, "bytes_raw", (json_int_t)report.raw_bytes,
-        "pid", (int)getpid(), "hypervisor_pid",
-        s->body && s->body->vm ? (int)s->hyp->pid(s->body->vm) : 0, "uptime_s",
-        (json_int_t)((clock_now_ns() - s->started_ns) / NS_PER_S), "arbiter",
-        s->core.arbiter_silent ? "unreachable" : "ok", "disks", disks(s));
+    return json_pack("{s:s, s:s, s:s, s:b, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:i, s:i, "
+                     "s:I, s:s, s:o}",
+                     "vm", s->vm, "role", "standby", "state",
+                     s->serving ? standby_state_name(s->core.state) : "connecting", "protected",
+                     s->serving && s->core.state == STANDBY_READY, "wanted_standby", "", "reason",
+                     "", "host", s->config->name, "peer", s->primary, "term",
+                     (json_int_t)s->core.right, "epoch", (json_int_t)s->core.epoch,
+                     "committed_epoch", (json_int_t)report.applied_epoch, "bytes_received",
+                     (json_int_t)report.wire_bytes, "bytes_raw", (json_int_t)report.raw_bytes,
+                     "pid", (int)getpid(), "hypervisor_pid",
+                     s->body && s->body->vm ? (int)s->hyp->pid(s->body->vm) : 0, "uptime_s",
+                     (json_int_t)((clock_now_ns() - s->started_ns) / NS_PER_S), "arbiter",
+                     s->core.arbiter_silent ? "unreachable" : "ok", "disks", disks(s));
 }
 
 static void request_failover(struct standby_shell *s, struct control_request *req)

@@ -43,7 +43,7 @@ struct staged_epoch {
     struct stage_chunk *chunks; /* oldest first */
     struct stage_chunk *newest;
     struct device_state state;
-    struct disk_log disk;   /* until it is the applier's */
+    struct disk_log disk; /* until it is the applier's */
     uint64_t n_disk_pieces;
 };
 
@@ -257,8 +257,7 @@ static int verify_epoch(struct receiver *r, struct err *err)
     uint8_t digest[WIRE_DIGEST_BYTES];
 
     if (end->n_pages != r->in.n_pages || end->n_state_bytes != r->in.n_state ||
-        end->n_disk_pieces != r->in.n_disk_pieces ||
-        r->in.n_state != r->in.state.n)
+        end->n_disk_pieces != r->in.n_disk_pieces || r->in.n_state != r->in.state.n)
         return err_set(err, -EPROTO, "it is not whole");
     epoch_digest_get(r->digest, digest);
     if (memcmp(digest, end->digest, sizeof(digest)) != 0)
@@ -302,7 +301,8 @@ static int read_epoch(struct receiver *r, uint64_t newest, uint64_t *wire_bytes,
     return rc;
 }
 
-/* The epoch is whole: its disk records go to the applier, which keeps them until they are ordered. */
+/* The epoch is whole: its disk records go to the applier, which keeps them until they are ordered.
+ */
 static int stage_disk(struct receiver *r, struct err *err)
 {
     int rc = 0;

@@ -34,8 +34,8 @@ struct receiver_disks {
     const uint64_t *sizes;   /* bytes, n_disks of them; borrowed */
     uint32_t n_disks;
     uint64_t limit_bytes; /* of one epoch's records: a larger one is refused */
-    /* The first records of a full copy are about to be applied: from now on the copies have no valid state. In the
-     * receiver's thread; may block. A negative errno ends the transport. */
+    /* The first records of a full copy are about to be applied: from now on the copies have no
+     * valid state. In the receiver's thread; may block. A negative errno ends the transport. */
     int (*on_seeding)(void *user);
     void *user;
 };

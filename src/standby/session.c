@@ -17,8 +17,8 @@
 
 enum { PRIORITY_LINK = -10, LATE_BYTES = 1 << 20 };
 
-static void answer_hello(struct standby_shell *s, struct channel *c, const struct wire_hello *theirs,
-                         enum wire_status status, const char *text)
+static void answer_hello(struct standby_shell *s, struct channel *c,
+                         const struct wire_hello *theirs, enum wire_status status, const char *text)
 {
     struct wire_hello answer;
 
@@ -65,8 +65,8 @@ static int on_heartbeat(sd_event_source *source, uint64_t usec, void *user)
 
 int session_start_heartbeat(struct standby_shell *s)
 {
-    int r = sd_event_add_time_relative(s->event, &s->heartbeat, CLOCK_MONOTONIC, 0, 1, on_heartbeat,
-                                       s);
+    int r =
+        sd_event_add_time_relative(s->event, &s->heartbeat, CLOCK_MONOTONIC, 0, 1, on_heartbeat, s);
 
     return r < 0 ? r : sd_event_source_set_priority(s->heartbeat, PRIORITY_LINK);
 }
@@ -245,7 +245,7 @@ static void accept_first(struct standby_shell *s, struct knock *k, const struct 
 
 static void accept_resume(struct standby_shell *s, struct knock *k, const struct wire_hello *hello)
 {
-    session_drop(s, 0); /* what is left of the broken link */
+    session_drop(s, 0);          /* what is left of the broken link */
     standby_look_at_receiver(s); /* what it still brought */
     become_control(s, k, hello);
     standby_simple_event(s, SEV_LINK_RESUMED);

@@ -48,7 +48,8 @@ void standby_finish(struct standby_shell *s, const char *why)
 
 /* ---- taking over ---- */
 
-/* The disks get what is committed. Their writes wait until the redo log is empty: see applier_finish(). */
+/* The disks get what is committed. Their writes wait until the redo log is empty: see
+ * applier_finish(). */
 static int take_disks(struct standby_shell *s, struct err *err)
 {
     struct applier_report report;
@@ -56,8 +57,8 @@ static int take_disks(struct standby_shell *s, struct err *err)
     applier_drain(s->applier);
     applier_report_get(s->applier, &report);
     if (report.error)
-        return err_set(err, report.error,
-                       "%s (when that is repaired: understudy recover %s)", report.text, s->vm);
+        return err_set(err, report.error, "%s (when that is repaired: understudy recover %s)",
+                       report.text, s->vm);
     disk_server_mode(s->body->disks->server, DISK_HELD);
     return 0;
 }
@@ -108,14 +109,14 @@ static void on_running(void *user)
     for (i = 0; i < s->body->spec.n_nics; i++)
         netport_announce(s->body->ports[i]);
     session_deliver_late(s);
-    session_drop(s, WIRE_BYE_TAKEN_OVER); /* up to now the primary passed on what came for the guest */
+    session_drop(s,
+                 WIRE_BYE_TAKEN_OVER); /* up to now the primary passed on what came for the guest */
     if (s->applier)
         applier_finish(s->applier);
     s->takeover.applier = take_ptr(s->applier);
     s->takeover.body = take_ptr(s->body);
     log_info("took over at epoch %llu under term %llu: decision to running %.1f ms",
-             (unsigned long long)s->takeover.epoch,
-             (unsigned long long)s->takeover.record.term,
+             (unsigned long long)s->takeover.epoch, (unsigned long long)s->takeover.record.term,
              s->takeover.running_ms - s->takeover.decided_ms);
     if (s->failover_request)
         control_reply(take_ptr(s->failover_request), NULL);
@@ -131,7 +132,8 @@ static void on_guest_flushes(void *user, const uint64_t *flushes)
 {
 }
 
-static void on_checkpoint(void *user, const struct hyp_state *state, const struct hyp_timing *timing)
+static void on_checkpoint(void *user, const struct hyp_state *state,
+                          const struct hyp_timing *timing)
 {
 }
 
@@ -165,9 +167,8 @@ static const struct hyp_callbacks hyp_callbacks = {
 
 static void trace(struct standby_shell *s, const struct action *a)
 {
-    log_info("%s -> %s: %s (term %llu, epoch %llu)", a->u.trace.from, a->u.trace.to,
-             a->u.trace.why, (unsigned long long)s->core.right,
-             (unsigned long long)s->core.epoch);
+    log_info("%s -> %s: %s (term %llu, epoch %llu)", a->u.trace.from, a->u.trace.to, a->u.trace.why,
+             (unsigned long long)s->core.right, (unsigned long long)s->core.epoch);
     if (s->core.state == STANDBY_CLAIMING && !s->takeover.decided_ms)
         s->takeover.decided_ms = unix_ms();
     else if (s->core.state == STANDBY_READY)

@@ -9,8 +9,8 @@
 
 /* The standby: the process of a host that backs one VM. A shell around the state machine of
  * src/core/standby.h, as the guard is one around the primary's. It keeps a hypervisor waiting on
- * the RAM image that the receiver (receiver.h) fills; taking over means: win the arbiter's swap, give
- * the hypervisor the newest device state, let it run, and become the VM's guard. */
+ * the RAM image that the receiver (receiver.h) fills; taking over means: win the arbiter's swap,
+ * give the hypervisor the newest device state, let it run, and become the VM's guard. */
 
 struct standby_shell;
 
@@ -22,11 +22,11 @@ struct standby_params {
     int conn_fd;    /* the primary's control connection, nothing of it read; taken */
     /* Checks that this host can run the VM, as at a start; fills in what is left open. */
     int (*preflight)(struct vm_spec *spec, const struct host_config *config, struct err *err);
-    /* The VM runs here. Called once, from the loop, then the shell is to be freed; takeover->body is
-     * the callee's. */
+    /* The VM runs here. Called once, from the loop, then the shell is to be freed; takeover->body
+     * is the callee's. */
     void (*on_takeover)(void *user, const struct takeover *takeover);
-    /* The copy of the VM's disks is complete: this host may have to start the VM from it one day. In
-     * another thread than the loop's; may block. */
+    /* The copy of the VM's disks is complete: this host may have to start the VM from it one day.
+     * In another thread than the loop's; may block. */
     int (*on_complete)(void *user, const struct vm_spec *spec, const char *primary,
                        struct err *err);
     void *user;
