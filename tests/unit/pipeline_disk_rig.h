@@ -133,12 +133,12 @@ static inline int teardown(void **state)
 
 static inline void add(struct world *w, struct disk_record rec, const uint8_t *data)
 {
-    uint8_t *disk = model_of(&w->model, rec.disk) + rec.offset;
+    uint8_t *disk = model_of(&w->model, rec.disk);
 
     if (rec.kind == DISK_WRITE)
-        memcpy(disk, data, rec.n_bytes);
+        memcpy(disk + rec.offset, data, rec.n_bytes);
     else if (rec.kind == DISK_ZERO)
-        memset(disk, 0, rec.n_bytes);
+        memset(disk + rec.offset, 0, rec.n_bytes);
     assert_int_equal(journal_add(w->journal, &rec, data), 0);
 }
 
