@@ -266,7 +266,7 @@ static void a_broken_link_resumes(void **state)
     for (unsigned round = 0; round < 60; round++) {
         int left[2], right[2];
         struct receiver_report report;
-        uint64_t first = w->epoch + 1;
+        uint64_t first = w->epoch + 1, most = UINT64_C(200) << rig_random(&seed) % 14;
 
         rig_socketpair(left);
         rig_socketpair(right);
@@ -282,7 +282,7 @@ static void a_broken_link_resumes(void **state)
             feed(w, w->epoch > 20 ? TERM : 0, i == 1 ? BARE : ALL);
         }
         /* The receiver reads the second epoch when the first is applied, and so on. */
-        carry(w, left[1], right[0], rig_random(&seed) % 110000);
+        carry(w, left[1], right[0], rig_random(&seed) % most);
         shutdown(right[0], SHUT_WR);
         for (;;) {
             receiver_report_get(w->rig.receiver, &report);
@@ -304,7 +304,7 @@ static void a_broken_link_resumes(void **state)
         n_kept += report.staged_epoch >= first;
         n_lost += report.staged_epoch < w->epoch;
     }
-    assert_true(n_lost > 20 && n_kept > 20);
+    assert_true(n_lost > 10 && n_kept > 10);
     connect_both(w);
     add_digests(w);
     add_mark(w, 9, true);
