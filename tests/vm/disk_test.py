@@ -33,6 +33,9 @@ class SharedVm:
         if not self.lab:
             self.primary = "hosta"
             self.lab = self.stack.enter_context(Rig("disks"))
+            # The model's disk is a file on one host and a block device on the other.
+            self.stack.enter_context(disks.block_device(self.lab, "hostb", "model.img",
+                                                        disks.MODEL_MIB))
             self.lab.start_vm(**disks.vm_options(self.lab, "hosta"))
         self.lab.wait_state(self.primary, "protected", 40)
         return self.lab
@@ -62,6 +65,14 @@ def fail_over(lab, primary, standby):
     took = lab.wait_state(standby, "solo", 10)["takeover"]
     vm.primary = standby
     return took
+
+
+def switch_over(lab, primary, standby):
+    """The hosts change roles on purpose. Returns the new primary and the new standby."""
+    lab.must(primary, "switchover", "web")
+    vm.primary = standby
+    lab.wait_state(standby, "protected", 40)
+    return standby, primary
 
 
 @vm.test
@@ -163,6 +174,18 @@ def equal_after_a_stop(lab, primary, standby):
 
 
 @vm.test
+def block_device(lab, primary, standby):
+    """a disk that is a file on one host and a block device on the other moves between them"""
+    if not disks.is_block_device(lab, "hostb", "model.img"):
+        return "# SKIP no loop devices"
+    for _ in range(2):
+        primary, standby = switch_over(lab, primary, standby)
+        disks.check_model(lab)
+        disks.check_copies(lab, primary)
+    return ""
+
+
+@vm.test
 def speculative_writes_are_undone(lab, primary, standby):
     """what a cut-off primary wrote after its last commit is undone when it is back"""
     ledger, acks = Ledger(lab, interval_ms=5, gap_ms=500), Acks(lab)
@@ -223,11 +246,7 @@ def switchover(lab, primary, standby):
     ledger, acks = Ledger(lab, interval_ms=2, gap_ms=150), Acks(lab)
     ledger.wait_connected()
     for _ in range(10):
-        lab.wait_state(primary, "protected", 40)
-        lab.must(primary, "switchover", "web")
-        primary, standby = standby, primary
-        vm.primary = primary
-        lab.wait_state(primary, "protected", 40)
+        primary, standby = switch_over(lab, primary, standby)
     figures = ledger.check()
     acks.stop()
     disks.check_model(lab)

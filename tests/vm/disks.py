@@ -4,9 +4,10 @@
 A host's image FILE is RIG.dir/HOST/disks/FILE; the VM file names it RIG.dir/disks/FILE (see
 tools/lab)."""
 
-import filecmp
+import contextlib
 import os
 import re
+import stat
 import subprocess
 import tempfile
 
@@ -28,6 +29,25 @@ def make_image(lab, host, name, mib, ext4=False):
         file.truncate(mib << 20)
     if ext4:
         run("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", path)
+
+
+@contextlib.contextmanager
+def block_device(lab, host, name, mib):
+    """Makes a host's image a link to a loop device, which goes when nobody has it open any more,
+    however this program ends. Where there are no loop devices nothing is made."""
+    if not os.path.exists("/dev/loop-control"):
+        yield
+        return
+    make_image(lab, host, f"{name}.loop", mib)
+    device = run("losetup", "--find", "--show", image(lab, host, f"{name}.loop")).strip()
+    with open(device, "rb"):
+        run("losetup", "--detach", device)  # once it is closed
+        os.symlink(device, image(lab, host, name))
+        yield
+
+
+def is_block_device(lab, host, name):
+    return stat.S_ISBLK(os.stat(image(lab, host, name)).st_mode)
 
 
 def run(*command, ok=(0,)):
@@ -85,9 +105,8 @@ def go_on(lab):
 def check_equal(lab, *files):
     """Both hosts' images, byte for byte."""
     for name in files:
-        a, b = (image(lab, host, name) for host in ("hosta", "hostb"))
-        expect(filecmp.cmp(a, b, shallow=False), f"{name}: the copies differ: "
-               + first_difference(a, b))
+        at = first_difference(*(image(lab, host, name) for host in ("hosta", "hostb")))
+        expect(at is None, f"{name}: the copies differ at {at}")
 
 
 def first_difference(a, b):
@@ -95,8 +114,10 @@ def first_difference(a, b):
         at = 0
         while True:
             x, y = one.read(4096), two.read(4096)
-            if x != y or not x:
-                return f"at {at}"
+            if x != y:
+                return at
+            if not x:
+                return None
             at += 4096
 
 
