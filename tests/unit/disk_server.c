@@ -422,7 +422,7 @@ static void test_broken_connection(void **state)
 
 static int setup_small_journal(void **state)
 {
-    *state = rig_new(1 << 20);
+    *state = rig_new(DISK_BYTES, 1 << 20);
     return 0;
 }
 

@@ -47,10 +47,10 @@ void rig_stop(struct nbd_rig *rig)
     rig->server = NULL;
 }
 
-struct nbd_rig *rig_new(uint64_t journal_bytes)
+struct nbd_rig *rig_new(uint64_t disk_bytes, uint64_t journal_bytes)
 {
     struct nbd_rig *rig = calloc(1, sizeof(*rig));
-    struct image_open how = {.path = rig->image_path, .size_bytes = DISK_BYTES, .create = true};
+    struct image_open how = {.path = rig->image_path, .size_bytes = disk_bytes, .create = true};
     bool created;
 
     strcpy(rig->folder, "/tmp/disk_server.XXXXXX");
@@ -59,7 +59,7 @@ struct nbd_rig *rig_new(uint64_t journal_bytes)
     (void)snprintf(rig->map_path, sizeof(rig->map_path), "%s/map", rig->folder);
     (void)snprintf(rig->socket_path, sizeof(rig->socket_path), "%s/nbd.sock", rig->folder);
     assert_int_equal(image_open(&how, &rig->image, &created, NULL), 0);
-    assert_int_equal(disk_map_open(rig->map_path, DISK_BYTES, &rig->map, NULL), 0);
+    assert_int_equal(disk_map_open(rig->map_path, disk_bytes, &rig->map, NULL), 0);
     rig->journal_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     assert_true(rig->journal_event >= 0);
     assert_int_equal(journal_new(journal_bytes, rig->journal_event, &rig->journal), 0);
@@ -71,7 +71,7 @@ struct nbd_rig *rig_new(uint64_t journal_bytes)
 
 int rig_setup(void **state)
 {
-    *state = rig_new(JOURNAL_BYTES);
+    *state = rig_new(DISK_BYTES, JOURNAL_BYTES);
     return 0;
 }
 

@@ -27,9 +27,9 @@ struct nbd_rig {
     uint64_t epoch; /* the last one cut */
 };
 
-/* Serves, with an empty image, in the mode DISK_OPEN. For cmocka: a fixture, with a large
- * journal. */
-struct nbd_rig *rig_new(uint64_t journal_bytes);
+/* Serves, with an empty image, in the mode DISK_OPEN. For cmocka: a fixture, with DISK_BYTES and a
+ * large journal. */
+struct nbd_rig *rig_new(uint64_t disk_bytes, uint64_t journal_bytes);
 int rig_setup(void **state);
 int rig_teardown(void **state);
 
