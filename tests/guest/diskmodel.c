@@ -32,6 +32,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 enum {
@@ -87,6 +88,17 @@ static uint32_t below(struct worker *w, uint32_t limit)
     w->random ^= w->random >> 17;
     w->random ^= w->random << 5;
     return w->random % limit;
+}
+
+/* What follows a checkpoint is not to be the same at each of two hosts: the time of day decides,
+ * too. */
+static void stir(struct worker *w)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t); /* cannot fail: the clock always exists */
+    w->random += (uint32_t)t.tv_nsec;
+    w->random |= w->random == 0;
 }
 
 static void sector_make(uint64_t *words, uint64_t sector, uint32_t generation)
@@ -190,6 +202,8 @@ static bool discard_sectors(struct model *m, uint64_t first, unsigned n)
 /* One random request within the thread's own stripes. */
 static bool request(struct worker *w)
 {
+    stir(w);
+
     struct model *m = w->model;
     uint32_t stripes = (uint32_t)(m->n_sectors / STRIPE_SECTORS / THREADS);
     uint64_t first = ((uint64_t)below(w, stripes) * THREADS + w->index) * STRIPE_SECTORS;
