@@ -10,75 +10,23 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
-#include "hyp/hyp.h"
 #include "hyp/qemu/vm.h"
-#include "hyp-disks.h"
 #include "hyp-guest.h"
 #include "hyp-options.h"
 #include "hyp-samples.h"
+#include "hyp-tap.h"
+#include "hyp-vm.h"
 #include "io/clock.h"
 
-enum {
-    WAIT_S = 20,
-};
-
-enum happening {
-    NOTHING,
-    CHECKPOINT,
-    FLUSHES,
-    RUNNING,
-    FAILURE,
-    EXIT,
-};
-
-/* One VM with its RAM file and what it last reported. */
-struct vm {
-    struct hyp_vm *hyp;
-    char dir[128];
-    char ram_path[160];
-    uint8_t *ram;
-    int guard_sockets[VM_NICS_MAX];
-    enum happening happened;
-    struct hyp_state state;
-    struct hyp_timing timing;
-    unsigned int stops; /* since the last await() */
-    bool flushes_known;
-    uint64_t flushes[VM_DISKS_MAX];
-    bool failure_running;
-    enum hyp_exit exit_how;
-    char text[512];
-};
-
 static struct hyp_options options;
-static sd_event *loop;
-static unsigned int tap_n, tap_failed;
 static char work_dir[64], shm_dir[64];
-
-static void US_PRINTF(2, 3) check(bool good, const char *fmt, ...)
-{
-    va_list ap;
-
-    printf("%sok %u - ", good ? "" : "not ", ++tap_n);
-    va_start(ap, fmt);
-    vprintf(fmt, ap);
-    va_end(ap);
-    printf("\n");
-    fflush(stdout);
-    if (!good)
-        tap_failed++;
-}
 
 /* VMs survive their launcher; here they shall not. */
 static struct vm original, copy;
@@ -100,115 +48,6 @@ static void clean_up(void)
     (void)snprintf(command, sizeof(command), "rm -rf '%s' '%s'", work_dir, shm_dir);
     if (system(command) != 0)
         fprintf(stderr, "cannot remove %s and %s\n", work_dir, shm_dir);
-}
-
-static void __attribute__((noreturn)) US_PRINTF(1, 2) bail_out(const char *fmt, ...)
-{
-    va_list ap;
-
-    printf("Bail out! ");
-    va_start(ap, fmt);
-    vprintf(fmt, ap);
-    va_end(ap);
-    printf("\n");
-    exit(1);
-}
-
-static volatile sig_atomic_t interrupted;
-
-static void on_signal(int number)
-{
-    interrupted = number;
-}
-
-/* Waits for and handles events. Bails out on errors and signals, which is how VMs get closed. */
-static void run_loop_once(uint64_t timeout_usec)
-{
-    if (sd_event_run(loop, timeout_usec) < 0)
-        bail_out("sd_event_run");
-    if (interrupted)
-        bail_out("signal %d", (int)interrupted);
-}
-
-static void on_stopped(void *user)
-{
-    ((struct vm *)user)->stops++;
-}
-
-static void on_guest_flushes(void *user, const uint64_t *flushes)
-{
-    struct vm *vm = user;
-
-    vm->happened = FLUSHES;
-    vm->flushes_known = flushes;
-    if (flushes)
-        memcpy(vm->flushes, flushes, options.disks * sizeof(*flushes));
-}
-
-static void on_checkpoint(void *user, const struct hyp_state *state,
-                          const struct hyp_timing *timing)
-{
-    struct vm *vm = user;
-
-    if (vm->stops != 1)
-        bail_out("%u stops before a checkpoint", vm->stops);
-    vm->happened = CHECKPOINT;
-    vm->state = *state;
-    vm->timing = *timing;
-}
-
-static void on_running(void *user)
-{
-    ((struct vm *)user)->happened = RUNNING;
-}
-
-static void on_failure(void *user, const char *why, bool running)
-{
-    struct vm *vm = user;
-
-    vm->happened = FAILURE;
-    vm->failure_running = running;
-    (void)snprintf(vm->text, sizeof(vm->text), "%s", why);
-}
-
-static void on_exit_of_vm(void *user, enum hyp_exit how, const char *detail)
-{
-    struct vm *vm = user;
-
-    vm->happened = EXIT;
-    vm->exit_how = how;
-    (void)snprintf(vm->text, sizeof(vm->text), "%s", detail);
-}
-
-static const struct hyp_callbacks callbacks = {
-    .on_stopped = on_stopped,
-    .on_guest_flushes = on_guest_flushes,
-    .on_checkpoint = on_checkpoint,
-    .on_running = on_running,
-    .on_failure = on_failure,
-    .on_exit = on_exit_of_vm,
-};
-
-/* Runs the loop until the VM reports something; bails out when it is not what was awaited. */
-static void await(struct vm *vm, enum happening what, const char *for_what)
-{
-    uint64_t deadline = clock_now_ns() + WAIT_S * NS_PER_S;
-
-    while (!vm->happened && clock_now_ns() < deadline)
-        run_loop_once(100000);
-    if (vm->happened != what)
-        bail_out("%s: %s: %s", vm->dir, for_what,
-                 vm->happened ? vm->text : "nothing happened in time");
-    vm->happened = NOTHING;
-    vm->stops = 0;
-}
-
-static void run_loop_for(unsigned int ms)
-{
-    uint64_t deadline = clock_now_ns() + ms * NS_PER_MS;
-
-    for (uint64_t now; (now = clock_now_ns()) < deadline;)
-        run_loop_once((deadline - now) / 1000 + 1);
 }
 
 static void write_guest(const char *path)
@@ -258,73 +97,6 @@ static void check_disk(uint32_t newest, const char *what)
         bad += value != want && !(want == newest && value + options.pages == want);
     }
     check(bad == 0, "%s: the disk agrees with the memory (%" PRIu32 " bad blocks)", what, bad);
-}
-
-static void make_ram(struct vm *vm, uint64_t n_bytes)
-{
-    CLEANUP_FD int fd = open(vm->ram_path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-
-    if (fd < 0 || ftruncate(fd, (off_t)n_bytes) < 0)
-        bail_out("%s: %s", vm->ram_path, strerror(errno));
-    vm->ram = mmap(NULL, n_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    if (vm->ram == MAP_FAILED)
-        bail_out("mmap: %s", strerror(errno));
-}
-
-static void bind_guard(struct vm *vm, size_t i, const char *path)
-{
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-
-    vm->guard_sockets[i] = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    strcpy(address.sun_path, path);
-    if (bind(vm->guard_sockets[i], (struct sockaddr *)&address, sizeof(address)) < 0)
-        bail_out("%s: %s", path, strerror(errno));
-}
-
-static void launch(struct vm *vm, const struct vm_spec *spec, const char *name, bool incoming)
-{
-    struct hyp_nic_paths nics[VM_NICS_MAX];
-    const char *disk_sockets[VM_DISKS_MAX];
-    struct hyp_launch order = {
-        .spec = spec,
-        .run_dir = vm->dir,
-        .ram_path = vm->ram_path,
-        .emulator = options.emulator,
-        .nics = nics,
-        .disk_sockets = disk_sockets,
-        .incoming = incoming,
-        .event = loop,
-        .callbacks = &callbacks,
-        .user = vm,
-    };
-    uint64_t start;
-    struct err err;
-
-    (void)snprintf(vm->dir, sizeof(vm->dir), "%s/%s", work_dir, name);
-    (void)snprintf(vm->ram_path, sizeof(vm->ram_path), "%s/%s", shm_dir, name);
-    if (mkdir(vm->dir, 0700) < 0)
-        bail_out("%s: %s", vm->dir, strerror(errno));
-    make_ram(vm, spec->memory_bytes);
-    for (uint32_t i = 0; i < spec->n_nics; i++) {
-        (void)snprintf(nics[i].hyp_path, sizeof(nics[i].hyp_path), "%.80s/nic%u.hyp", vm->dir, i);
-        (void)snprintf(nics[i].guard_path, sizeof(nics[i].guard_path), "%.80s/nic%u", vm->dir, i);
-        bind_guard(vm, i, nics[i].guard_path);
-    }
-    for (uint32_t i = 0; i < spec->n_disks; i++)
-        disk_sockets[i] = disks[i].socket;
-    start = clock_now_ns();
-    if (hyp_qemu.launch(&order, &vm->hyp, &err) < 0)
-        bail_out("launch %s: %s", name, err.text);
-    printf("# launch of the %s: %" PRIu64 " ms, pid %d\n", name,
-           (clock_now_ns() - start) / NS_PER_MS, (int)hyp_qemu.pid(vm->hyp));
-}
-
-static void close_vm(struct vm *vm, const struct vm_spec *spec)
-{
-    hyp_qemu.close(take_ptr(vm->hyp));
-    (void)munmap(vm->ram, spec->memory_bytes);
-    for (uint32_t i = 0; i < spec->n_nics; i++)
-        close(vm->guard_sockets[i]);
 }
 
 static void start_disks(struct vm_spec *spec)
@@ -554,11 +326,12 @@ static void run(const struct vm_spec *spec)
 {
     bool ours = !options.kernel && !options.firmware;
     uint64_t n_bytes = spec->memory_bytes, track_ns, scan_ns, pages;
+    const struct vm_world world = {options.emulator, work_dir, shm_dir, disks};
     uint32_t before = 0;
     struct err err = {0};
 
-    launch(&original, spec, "original", false);
-    launch(&copy, spec, "copy", true);
+    launch(&original, &world, spec, "original", false);
+    launch(&copy, &world, spec, "copy", true);
     check(all_zero(copy.ram, n_bytes), "a waiting QEMU leaves its memory alone");
     track_ns = clock_now_ns();
     order(hyp_qemu.track(original.hyp, &err), "track", &err);
@@ -608,13 +381,9 @@ int main(int argc, char **argv)
     if (!mkdtemp(work_dir) || !mkdtemp(shm_dir))
         bail_out("mkdtemp: %s", strerror(errno));
     (void)atexit(clean_up);
-    (void)signal(SIGINT, on_signal);
-    (void)signal(SIGTERM, on_signal);
-    if (sd_event_default(&loop) < 0)
-        bail_out("sd_event_default");
+    loop_start();
     fill_spec(&spec);
     run(&spec);
-    sd_event_unref(loop);
-    printf("1..%u\n", tap_n);
-    return tap_failed ? 1 : 0;
+    loop_end();
+    return tap_end();
 }
