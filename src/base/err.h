@@ -4,14 +4,14 @@
 
 /* An error text for people. Functions whose failure a person will read take a `struct err *` as
  * their last parameter, beside the negative errno that they return; callers prefix it with what
- * they were doing, so that the text reads from the outside in:
- * "web: attach: qmp.sock: connection refused". A NULL err is allowed everywhere: nobody reads it. */
+ * they were doing, so that the text reads from the outside in: "web: attach: qmp.sock: connection
+ * refused". A NULL err is allowed everywhere: nobody reads it. */
 struct err {
     char text[512];
 };
 
 #define US_PRINTF(fmt, args) __attribute__((format(printf, fmt, args)))
-#define US_MUST_CHECK __attribute__((warn_unused_result))
+#define US_MUST_CHECK        __attribute__((warn_unused_result))
 
 /* Sets the text and returns `code` (a negative errno), so that `return err_set(e, -EINVAL, ...)`
  * reports and fails in one line. Overlong texts are cut. */

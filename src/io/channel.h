@@ -7,8 +7,8 @@
 #include "io/transport.h"
 #include "wire/msg.h"
 
-/* A connection to a peer inside an event loop: hellos first, then small messages both ways. Used for
- * control channels for their whole life, and for data channels until their hellos are done.
+/* A connection to a peer inside an event loop: hellos first, then small messages both ways. Used
+ * for control channels for their whole life, and for data channels until their hellos are done.
  *
  * It reads exactly what belongs to the next message and no byte more, so that the transport can be
  * taken out after the hellos. What is not sent at once waits in a bounded buffer; a peer that
@@ -34,7 +34,8 @@ int channel_new(sd_event *event, struct transport *t, enum wire_channel kind, in
                 struct channel **ret_channel) US_MUST_CHECK;
 
 /* Hands the channel to somebody else, e.g. once its hello told what it is for. */
-void channel_set_callbacks(struct channel *c, const struct channel_callbacks *callbacks, void *user);
+void channel_set_callbacks(struct channel *c, const struct channel_callbacks *callbacks,
+                           void *user);
 
 /* Queue and send. Failures arrive by on_broken. */
 void channel_send_hello(struct channel *c, const struct wire_hello *hello);

@@ -4,9 +4,9 @@
 
 #include <pthread.h>
 
-/* A mutex between a main thread, which runs with real-time priority, and its helper threads, which do
- * not: whoever holds it inherits the priority of who waits, so that the main thread never waits for
- * the guest's CPU load. Cannot fail on Linux. */
+/* A mutex between a main thread, which runs with real-time priority, and its helper threads, which
+ * do not: whoever holds it inherits the priority of who waits, so that the main thread never waits
+ * for the guest's CPU load. Cannot fail on Linux. */
 static inline void lock_init(pthread_mutex_t *lock)
 {
     pthread_mutexattr_t attr;

@@ -17,10 +17,10 @@ void log_setup(const char *host, const char *vm);
  * standard error. */
 void log_line(int priority, const char *fmt, ...) US_PRINTF(2, 3);
 
-#define log_error(...) log_line(LOG_ERR, __VA_ARGS__)
+#define log_error(...)   log_line(LOG_ERR, __VA_ARGS__)
 #define log_warning(...) log_line(LOG_WARNING, __VA_ARGS__)
-#define log_info(...) log_line(LOG_INFO, __VA_ARGS__)
-#define log_debug(...) log_line(LOG_DEBUG, __VA_ARGS__)
+#define log_info(...)    log_line(LOG_INFO, __VA_ARGS__)
+#define log_debug(...)   log_line(LOG_DEBUG, __VA_ARGS__)
 
 /* A limiter for lines that a guest or a peer can trigger: at most one line a second per limiter.
  * Zero-initialise. */
@@ -29,7 +29,8 @@ struct log_limit {
     unsigned long long suppressed;
 };
 
-/* True when a line may be logged now; *ret_suppressed tells how many were not since the last one. */
+/* True when a line may be logged now; *ret_suppressed tells how many were not since the last one.
+ */
 int log_limit_pass(struct log_limit *limit, unsigned long long *ret_suppressed);
 
 #endif

@@ -32,7 +32,8 @@ struct transport {
 };
 
 /* Wraps a connected TCP (or, in tests, UNIX) socket: TCP_NODELAY, keep-alive off (heartbeats do
- * that), broken when the peer has taken nothing for 3 s. Takes fd also on failure. Returns NULL when out of memory. */
+ * that), broken when the peer has taken nothing for 3 s. Takes fd also on failure. Returns NULL
+ * when out of memory. */
 struct transport *transport_tcp_new(int fd);
 
 /* Starts to connect to "ADDRESS:PORT" or "[ADDRESS]:PORT" (numeric, no look-ups), non-blocking.

@@ -10,7 +10,7 @@
 
 #define MIB             (UINT64_C(1) << 20)
 #define MEMORY_MIN      (16 * MIB)
-#define MEMORY_MAX      (MIB << 20) /* 1 TiB: dirty tracking walks page tables, see docs/design.md */
+#define MEMORY_MAX      (MIB << 20) /* 1 TiB: dirty tracking walks page tables (docs/design.md) */
 #define INTERVAL_MIN_NS UINT64_C(1000000)
 #define INTERVAL_MAX_NS UINT64_C(10000000000)
 #define LETTERS_DIGITS  "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"

@@ -9,8 +9,8 @@ import subprocess
 from rig import BUILD, GUEST, Rig, Tap, expect, wait_for
 
 tap = Tap()
-COMMANDS = ("start", "status", "protect", "unprotect", "failover", "switchover", "verify", "recover",
-            "stop", "check")
+COMMANDS = ("start", "status", "protect", "unprotect", "failover", "switchover", "verify",
+            "recover", "stop", "check")
 
 
 def write(lab, name, text):
@@ -100,7 +100,8 @@ def machine_is_pinned():
         left = []
         for folder in ("run/vms", "run/memory", "state/vms"):
             path = f"{lab.dir}/hosta/{folder}"
-            left += [f"{folder}/{name}" for name in (os.listdir(path) if os.path.isdir(path) else [])]
+            names = os.listdir(path) if os.path.isdir(path) else []
+            left += [f"{folder}/{name}" for name in names]
         expect(not left, f"left behind: {left}")
         expect(devices(lab) == before, f"left behind: {devices(lab) - before}")
 

@@ -16,7 +16,7 @@ SEED = int(os.environ.get("FAILOVER_SEED", str(random.randrange(1 << 32))))
 
 
 def protect_again(lab, primary, standby):
-    expect(lab.cli(primary, "status").returncode == 3, "status is silent about a VM that runs alone")
+    expect(lab.cli(primary, "status").returncode == 3, "status hides that a VM runs alone")
     lab.restart_host(standby)
     lab.wait_state(primary, "protected", 40)
 
