@@ -32,13 +32,20 @@ static int open_disk(struct disks *d, uint32_t i, const struct vm_disk *spec, bo
     struct image_open how = {
         .path = spec->path,
         .size_bytes = spec->size_bytes,
-        .create = true,
+        /* An image that the VM has used, and that is missing now, is not replaced by an empty one.
+         */
+        .create = standby || d->record.role == COPY_NONE,
         .read_only = spec->read_only && !standby,
     };
     char path[sizeof(d->dir) + 16];
     int r;
 
     r = image_open(&how, &d->images[i], &d->created[i], err);
+    if (r == -ENOENT && !how.create)
+        return err_set(err, r,
+                       "%s is missing (a disk that is new to this VM has to be made: "
+                       "truncate -s %llu %s)",
+                       spec->path, (unsigned long long)spec->size_bytes, spec->path);
     if (r < 0)
         return r;
     d->n = i + 1; /* to be closed */
@@ -102,15 +109,17 @@ static int open_all(struct disks *d, const struct host_config *config, const str
     int r;
 
     r = make_dirs(d, config, spec->name, err);
+    record_path(d, path, sizeof(path));
+    if (r >= 0)
+        r = copy_record_load(path, &d->record, err);
     for (i = 0; r >= 0 && i < spec->n_disks; i++) {
         r = open_disk(d, i, &spec->disks[i], standby, err);
         if (r < 0)
             err_prefix(err, "disks[%u]", i);
     }
+    if (r >= 0)
+        r = recover(d, spec->name, err);
     if (r < 0)
-        return r;
-    record_path(d, path, sizeof(path));
-    if ((r = copy_record_load(path, &d->record, err)) < 0 || (r = recover(d, spec->name, err)) < 0)
         return r;
     d->notify_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     r = d->notify_fd < 0 ? -errno : background_new(event, &d->background);

@@ -253,6 +253,29 @@ static void assert_record(const struct rig *rig, enum copy_role role, uint64_t t
     assert_int_equal(there.term, term);
 }
 
+/* A disk that the VM has used is not replaced by an empty one at a start; a standby's is. */
+static void a_used_image_is_not_made_anew(void **state)
+{
+    const struct copy_record used = {.role = COPY_PRIMARY, .term = 3};
+    struct rig *rig = *state;
+    struct disks *d;
+    struct err err;
+
+    assert_int_equal(disks_record(rig->disks, &used, NULL), 0);
+    close_disks(rig);
+    assert_int_equal(unlink(path(rig, "image1")), 0);
+    assert_int_equal(disks_open(&rig->config, &rig->spec, rig->folder, false, rig->event, &d, &err),
+                     -ENOENT);
+    assert_non_null(strstr(err.text, "disks[1]: "));
+    assert_non_null(strstr(err.text, "image1 is missing"));
+    assert_int_equal(access(path(rig, "image1"), F_OK), -1);
+    assert_int_equal(disks_open(&rig->config, &rig->spec, rig->folder, true, rig->event, &d, &err),
+                     0);
+    assert_false(d->created[0]);
+    assert_true(d->created[1]);
+    disks_close(d);
+}
+
 static void records_stay_in_order(void **state)
 {
     const struct copy_record standby = {.role = COPY_STANDBY, .term = 4, .epoch = 9, .peer = "a"};
@@ -475,6 +498,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(refuses_what_is_damaged, setup, teardown),
         cmocka_unit_test_setup_teardown(maps_are_trusted_until_the_start, setup, teardown),
         cmocka_unit_test_setup_teardown(a_new_image_has_no_history, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_used_image_is_not_made_anew, setup, teardown),
         cmocka_unit_test_setup_teardown(records_stay_in_order, setup, teardown),
         cmocka_unit_test_setup_teardown(own_flushes_owe_nothing, setup, teardown),
         cmocka_unit_test_setup_teardown(deferred_flush_of_the_guest_is_owed, setup, teardown),
