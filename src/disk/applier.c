@@ -298,17 +298,13 @@ int applier_new(const struct image *images, uint32_t n_images, struct redo *redo
                 struct applier **ret_applier)
 {
     struct applier *a = calloc(1, sizeof(*a));
-    pthread_condattr_t monotonic;
     int rc;
 
     if (!a)
         return -ENOMEM;
     lock_init(&a->lock);
     lock_init(&a->image_lock);
-    pthread_condattr_init(&monotonic);
-    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    pthread_cond_init(&a->wake, &monotonic);
-    pthread_condattr_destroy(&monotonic);
+    cond_init_timed(&a->wake);
     pthread_cond_init(&a->done, NULL);
     a->images = images;
     a->n_images = n_images;

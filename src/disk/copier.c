@@ -298,7 +298,6 @@ int copier_new(struct disk_server *server, struct journal *journal, int notify_f
                struct copier **ret_copier)
 {
     struct copier *c = calloc(1, sizeof(*c));
-    pthread_condattr_t attr;
     int r;
 
     if (!c)
@@ -307,10 +306,7 @@ int copier_new(struct disk_server *server, struct journal *journal, int notify_f
     c->journal = journal;
     c->notify_fd = notify_fd;
     lock_init(&c->lock);
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&c->wake, &attr);
-    pthread_condattr_destroy(&attr);
+    cond_init_timed(&c->wake);
     pthread_cond_init(&c->idle, NULL);
     r = thread_start(&c->thread, "us-copy", copier_thread, c);
     if (r < 0)

@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <sys/eventfd.h>
 
+#include "base/cleanup.h"
 #include "disk/applier.h"
 #include "disk_rig.h"
 
@@ -39,14 +40,23 @@ static inline int on_consistent(void *user, uint64_t epoch, uint64_t term)
     return rig.refuse;
 }
 
+/* *ret_epoch: the last one that was in the log. */
+static inline struct redo *open_redo(uint64_t *ret_epoch)
+{
+    struct redo *redo;
+    uint64_t term;
+
+    assert_int_equal(redo_open(rig_path("redo"), "web", &redo, NULL), 0);
+    assert_int_equal(redo_recover(redo, rig_images, RIG_DISKS, ret_epoch, &term, NULL), 0);
+    return redo;
+}
+
 static inline void open_applier(uint64_t limit_bytes)
 {
     const struct applier_callbacks callbacks = {.on_consistent = on_consistent};
-    struct redo *redo;
-    uint64_t epoch, term;
+    uint64_t epoch;
+    struct redo *redo = open_redo(&epoch);
 
-    assert_int_equal(redo_open(rig_path("redo"), "web", &redo, NULL), 0);
-    assert_int_equal(redo_recover(redo, rig_images, RIG_DISKS, &epoch, &term, NULL), 0);
     assert_int_equal(
         applier_new(rig_images, RIG_DISKS, redo, limit_bytes, rig.event, &callbacks, &rig.applier),
         0);
@@ -72,14 +82,10 @@ static inline int teardown(void **state)
 /* Ends the applier and finds what a restart finds in the log. */
 static inline uint64_t restart(void)
 {
-    struct redo *redo;
-    uint64_t epoch, term;
+    uint64_t epoch;
 
-    applier_close(rig.applier);
-    rig.applier = NULL;
-    assert_int_equal(redo_open(rig_path("redo"), "web", &redo, NULL), 0);
-    assert_int_equal(redo_recover(redo, rig_images, RIG_DISKS, &epoch, &term, NULL), 0);
-    redo_close(redo);
+    applier_close(take_ptr(rig.applier));
+    redo_close(open_redo(&epoch));
     return epoch;
 }
 

@@ -9,9 +9,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "capture.h"
 #include "host/records.h"
 #include "host_run.h"
-#include "unit.h"
 
 /* The command line as people and scripts see it: what it prints and its exit status. Arguments:
  * understudy, understudyd, the stand-in for the processes of its VMs. */
@@ -49,22 +49,13 @@ static int run(const struct host_run *h, const char *fmt, ...)
 {
     char args[256], line[512];
     va_list ap;
-    size_t n;
-    FILE *f;
-    int status;
 
     va_start(ap, fmt);
     (void)vsnprintf(args, sizeof(args), fmt, ap);
     va_end(ap);
     (void)snprintf(line, sizeof(line), "UNDERSTUDY_CONFIG=%s timeout 30 %s %s 2>&1", h->config,
                    understudy, args);
-    f = popen(line, "r");
-    assert_non_null(f);
-    n = fread(said, 1, sizeof(said) - 1, f);
-    said[n] = '\0';
-    status = pclose(f);
-    assert_true(WIFEXITED(status));
-    return WEXITSTATUS(status);
+    return capture(line, said, sizeof(said));
 }
 
 static void assert_run(const struct host_run *h, const char *args, int status, const char *text)

@@ -308,13 +308,12 @@ static void a_busy_log_is_bounded(void **state)
 static void a_very_long_log_is_reset(void **state)
 {
     struct redo *redo;
-    uint64_t epoch, term, generation;
+    uint64_t epoch, generation;
     struct disk_log log = {0};
     struct stat st;
 
     applier_close(rig.applier);
-    assert_int_equal(redo_open(rig_path("redo"), "web", &redo, NULL), 0);
-    assert_int_equal(redo_recover(redo, rig_images, RIG_DISKS, &epoch, &term, NULL), 0);
+    redo = open_redo(&epoch);
     rig_epoch(1, &log, NULL);
     assert_int_equal(redo_append(redo, 1, TERM, &log), 0);
     assert_int_equal(redo_trim(redo, REDO_LONG_BYTES), 0);

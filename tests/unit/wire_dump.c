@@ -2,13 +2,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
+#include "capture.h"
 #include "golden/hello.h"
 #include "golden/msg.h"
 #include "golden/register.h"
-#include "unit.h"
 #include "wire/msg.h"
 
 /* The dump tool shows every kind of message, and says where it stopped. */
@@ -35,18 +34,9 @@ static int teardown(void **state)
 static int dump(void)
 {
     char command[256];
-    FILE *out;
-    size_t n;
-    int status;
 
     (void)snprintf(command, sizeof(command), "'%s' '%s' 2>&1", program, path);
-    out = popen(command, "r");
-    assert_non_null(out);
-    n = fread(output, 1, sizeof(output) - 1, out);
-    output[n] = '\0';
-    status = pclose(out);
-    assert_true(WIFEXITED(status));
-    return WEXITSTATUS(status);
+    return capture(command, output, sizeof(output));
 }
 
 static void put(const char *mode, const uint8_t *bytes, size_t n)
