@@ -258,6 +258,7 @@ static void verify_failed(struct guard *g, const char *why)
         return;
     copier_stop(g->resync.copier);
     v->running = false;
+    v->finished_at = (int64_t)time(NULL);
     (void)snprintf(v->error, sizeof(v->error), "%s", why);
 }
 
@@ -459,16 +460,15 @@ void resync_request_verify(struct guard *g, struct control_request *req)
             .rate_bytes = rate ? (uint64_t)rate : g->body->spec.protect.copy_rate_bytes,
         };
 
-        range_list_free(&v->differing);
-        *v = (struct verify){.running = true, .mark = order.mark};
         r = copier_start(s->copier, &order);
     }
     if (r < 0) {
-        v->running = false;
         control_fail(req, "%s: %s", vm, strerror(-r));
-    } else {
-        control_reply(req, NULL);
+        return;
     }
+    range_list_free(&v->differing);
+    *v = (struct verify){.running = true, .mark = s->next_mark};
+    control_reply(req, NULL);
 }
 
 /* ---- life ---- */
