@@ -181,7 +181,7 @@ static void disks_failed(struct standby_shell *s, const char *why)
 
     if (s->finish)
         return;
-    (void)snprintf(msg.u.refuse.text, sizeof(msg.u.refuse.text), "%s: %s", s->config->name, why);
+    (void)snprintf(msg.u.refuse.text, sizeof(msg.u.refuse.text), "%s", why);
     if (s->control)
         channel_send(s->control, &msg);
     session_drop(s, WIRE_BYE_DISCARDED);

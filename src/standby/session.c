@@ -103,7 +103,6 @@ static void on_offer(struct standby_shell *s, const struct wire_msg *msg)
     }
     if (standby_serve(s, msg->u.offer.json, msg->u.offer.n_json, &err) < 0) {
         log_warning("refusing the offer of %s: %s", s->primary, err.text);
-        err_prefix(&err, "%s", s->config->name);
         (void)snprintf(refuse.u.refuse.text, sizeof(refuse.u.refuse.text), "%s", err.text);
         channel_send(s->control, &refuse);
         standby_finish(s, err.text);
