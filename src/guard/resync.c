@@ -253,10 +253,13 @@ bool resync_presses(struct guard *g, bool talking)
 static void verify_failed(struct guard *g, const char *why)
 {
     struct verify *v = &g->resync.verify;
+    const struct disks *d = g->body->disks;
 
     if (!v->running)
         return;
+    journal_pass(d->journal, true); /* or a copier that waits for room would not end */
     copier_stop(g->resync.copier);
+    journal_pass(d->journal, d->phase != DISK_RUNNING);
     v->running = false;
     v->finished_at = (int64_t)time(NULL);
     (void)snprintf(v->error, sizeof(v->error), "%s", why);
