@@ -5,6 +5,7 @@
 #include <linux/rtnetlink.h>
 #include <linux/sockios.h>
 #include <net/if.h>
+#include <net/if_arp.h>
 #include <poll.h>
 #include <sched.h>
 #include <stdio.h>
@@ -86,6 +87,11 @@ static int make_network(void **state)
     silence("wire");
     wire.ifr_mtu = MTU;
     assert_int_equal(ioctl(net.sock, SIOCSIFMTU, &wire), 0);
+    /* A bridge takes the lowest address of its ports, which is to be this one: a random one might be
+     * above fe:54:... */
+    wire.ifr_hwaddr.sa_family = ARPHRD_ETHER;
+    memcpy(wire.ifr_hwaddr.sa_data, (const uint8_t[]){2, 0, 0, 0, 0, 1}, 6);
+    assert_int_equal(ioctl(net.sock, SIOCSIFHWADDR, &wire), 0);
     bridge.ifr_ifindex = (int)if_nametoindex("wire");
     assert_int_equal(ioctl(net.sock, SIOCBRADDIF, &bridge), 0);
     bring_up("wire");
