@@ -13,8 +13,9 @@
  * and cost no pause.
  *
  *   IDLE -> STOPPING -> COPYING -> WAITING -> RESUMING -> IDLE
- *                '----> FROZEN -----^   (isolated and the gate is full: stands still until it can
- * go on)
+ *                '----> FROZEN -----^
+ *
+ * FROZEN: isolated, and the gate is full; the VM stands still until it can go on.
  *
  * WAITING ends at once, unless a flush was answered without a sync and may have been the guest's,
  * or the VM is being handed over to its standby: then it stays stopped.

@@ -126,17 +126,6 @@ static void on_late_frame(void *user, uint8_t nic, const uint8_t *bytes, uint32_
         channel_send(g->link.control, &msg);
 }
 
-/* The VM stands still at the last acknowledged epoch: the standby may have it. */
-static void say_bye(struct guard *g, uint16_t reason)
-{
-    struct wire_msg msg = {.type = WIRE_BYE, .u.bye.reason = reason};
-
-    if (!g->link.control)
-        return;
-    channel_send(g->link.control, &msg);
-    output_inbound(g->output, INBOUND_DIVERT, on_late_frame, g);
-}
-
 static void trace(struct guard *g, const struct action *a)
 {
     log_info("%s -> %s: %s (term %llu, epoch %llu)%s%s", a->u.trace.from, a->u.trace.to,
@@ -172,7 +161,9 @@ static bool act(struct guard *g, struct action *a)
         output_inbound(g->output, INBOUND_KEEP, NULL, NULL);
         break;
     case ACT_SAY_BYE:
-        say_bye(g, a->u.bye);
+        link_say_bye(g, a->u.bye);
+        if (g->link.control) /* the standby may have the VM, and its frames */
+            output_inbound(g->output, INBOUND_DIVERT, on_late_frame, g);
         break;
     case ACT_VM_RESUME:
         output_inbound(g->output, INBOUND_DELIVER, NULL, NULL);

@@ -180,6 +180,8 @@ void seed_stop(struct guard *g);
 void seed_continue(struct guard *g);
 /* Another seeding epoch may be in flight. */
 bool seed_may_cut(const struct guard *g);
+/* Numbers a seeding epoch and begins to send it, with what the disks' journal has. */
+void seed_begin_epoch(struct guard *g);
 
 /* resync.c */
 /* Opens what a VM with disks needs. */
@@ -210,6 +212,8 @@ void resync_request_verify(struct guard *g, struct control_request *req);
 /* link.c */
 void link_connect(struct guard *g, bool resume);
 void link_drop(struct guard *g, uint16_t bye);
+/* Says bye, if there is somebody to say it to, and keeps the link. */
+void link_say_bye(struct guard *g, uint16_t bye);
 /* Reports the link broken from anywhere: acted upon when the loop comes round. */
 void link_broken(struct guard *g, const char *why);
 

@@ -278,15 +278,20 @@ void link_connect(struct guard *g, bool resume)
         link_broken(g, err.text);
 }
 
+void link_say_bye(struct guard *g, uint16_t bye)
+{
+    struct wire_msg msg = {.type = WIRE_BYE, .u.bye.reason = bye};
+
+    if (g->link.control)
+        channel_send(g->link.control, &msg);
+}
+
 void link_drop(struct guard *g, uint16_t bye)
 {
     struct link *l = &g->link;
 
-    if (l->control && bye) {
-        struct wire_msg msg = {.type = WIRE_BYE, .u.bye.reason = bye};
-
-        channel_send(l->control, &msg);
-    }
+    if (bye)
+        link_say_bye(g, bye);
     l->deadline = sd_event_source_disable_unref(l->deadline);
     l->heartbeat = sd_event_source_disable_unref(l->heartbeat);
     channel_close(take_ptr(l->control));

@@ -151,15 +151,11 @@ static void compared(struct guard *g)
 static void cut(struct guard *g, bool copying)
 {
     bool waiting;
-    uint64_t open = journal_open_bytes(g->body->disks->journal, &waiting), term;
+    uint64_t open = journal_open_bytes(g->body->disks->journal, &waiting);
 
     if (!open || (copying && !waiting && open < CUT_BYTES) || !seed_may_cut(g))
         return;
-    g->seed.last_epoch = primary_cut(&g->core, &term);
-    gate_cut(&g->gate, g->seed.last_epoch);
-    if (sender_begin(g->sender, g->seed.last_epoch, term, resync_cut(g, g->seed.last_epoch, term)) <
-        0)
-        link_broken(g, "the sender does not take the epoch");
+    seed_begin_epoch(g);
     sender_end(g->sender);
 }
 

@@ -34,8 +34,7 @@ struct resync {
     struct range_list differing;          /* told by the standby so far */
     struct range_list told[VM_DISKS_MAX]; /* where the standby's copies may differ (before READY) */
     uint64_t copied_bytes[VM_DISKS_MAX];
-    uint64_t last_epoch; /* newest seeding epoch with records */
-    bool sync_begun;     /* the maps know the epoch that makes the copy full */
+    bool sync_begun; /* the maps know the epoch that makes the copy full */
     char error[512];
     struct verify verify;
     sd_event_source *source; /* disks' eventfd */

@@ -107,22 +107,28 @@ static void end_round(struct guard *g)
     guard_simple_event(g, PEV_SEEDED);
 }
 
+void seed_begin_epoch(struct guard *g)
+{
+    uint64_t term, epoch = primary_cut(&g->core, &term);
+
+    g->seed.last_epoch = epoch;
+    gate_cut(&g->gate, epoch);
+    if (sender_begin(g->sender, epoch, term, resync_cut(g, epoch, term)) < 0)
+        link_broken(g, "the sender does not take the epoch");
+}
+
 /* Opens an epoch if none is open. False: not now. */
 static bool need_epoch(struct guard *g)
 {
     struct seed *s = &g->seed;
-    uint64_t term;
 
     if (s->epoch_open)
         return true;
     if (!seed_may_cut(g))
         return false;
-    s->last_epoch = primary_cut(&g->core, &term);
-    gate_cut(&g->gate, s->last_epoch);
     s->epoch_open = true;
     s->epoch_pages = 0;
-    if (sender_begin(g->sender, s->last_epoch, term, resync_cut(g, s->last_epoch, term)) < 0)
-        link_broken(g, "the sender does not take the epoch");
+    seed_begin_epoch(g);
     return true;
 }
 

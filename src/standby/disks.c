@@ -177,13 +177,9 @@ static void answer_mark(struct standby_shell *s, const struct applier_mark *mark
 
 static void disks_failed(struct standby_shell *s, const char *why)
 {
-    struct wire_msg msg = {.type = WIRE_REFUSE};
-
     if (s->finish)
         return;
-    (void)snprintf(msg.u.refuse.text, sizeof(msg.u.refuse.text), "%s", why);
-    if (s->control)
-        channel_send(s->control, &msg);
+    session_refuse(s, why);
     session_drop(s, WIRE_BYE_DISCARDED);
     standby_finish(s, why);
 }

@@ -67,6 +67,8 @@ void standby_finish(struct standby_shell *s, const char *why);
 /* Takes a connection from the peer listener; its hello has not been read. */
 int session_adopt(struct standby_shell *s, int fd, struct err *err) US_MUST_CHECK;
 void session_send_ack(struct standby_shell *s, uint64_t epoch, uint64_t term);
+/* Tells the primary why this host does not, or no longer, back the VM. */
+void session_refuse(struct standby_shell *s, const char *why);
 /* Gives the guest, which runs here now, what the primary got for it meanwhile. */
 void session_deliver_late(struct standby_shell *s);
 /* Closes control and data; bye 0 = says nothing. */

@@ -291,10 +291,8 @@ static int read_epoch(struct receiver *r, uint64_t newest, uint64_t *wire_bytes,
             rc = take_disk(r, err);
         else if (rc == 0 && r->msg.type == WIRE_STATE)
             rc = take_state(r, err);
-        else if (rc == 0 && r->msg.type == WIRE_EPOCH_END)
-            rc = verify_epoch(r, err);
         else if (rc == 0)
-            rc = err_set(err, -EPROTO, "records of a disk that this VM does not have");
+            rc = verify_epoch(r, err);
     } while (rc == 0 && r->msg.type != WIRE_EPOCH_END);
     if (rc && rc != -E2BIG)
         err_prefix(err, "epoch %" PRIu64, r->in.epoch);

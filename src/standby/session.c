@@ -92,9 +92,17 @@ static void control_failed(struct standby_shell *s, const char *why)
     s->control_failed = true;
 }
 
+void session_refuse(struct standby_shell *s, const char *why)
+{
+    struct wire_msg msg = {.type = WIRE_REFUSE};
+
+    (void)snprintf(msg.u.refuse.text, sizeof(msg.u.refuse.text), "%s", why);
+    if (s->control)
+        channel_send(s->control, &msg);
+}
+
 static void on_offer(struct standby_shell *s, const struct wire_msg *msg)
 {
-    struct wire_msg refuse = {.type = WIRE_REFUSE};
     struct err err;
 
     if (s->serving) {
@@ -103,8 +111,7 @@ static void on_offer(struct standby_shell *s, const struct wire_msg *msg)
     }
     if (standby_serve(s, msg->u.offer.json, msg->u.offer.n_json, &err) < 0) {
         log_warning("refusing the offer of %s: %s", s->primary, err.text);
-        (void)snprintf(refuse.u.refuse.text, sizeof(refuse.u.refuse.text), "%s", err.text);
-        channel_send(s->control, &refuse);
+        session_refuse(s, err.text);
         standby_finish(s, err.text);
         return;
     }

@@ -109,8 +109,8 @@ static void on_running(void *user)
     for (i = 0; i < s->body->spec.n_nics; i++)
         netport_announce(s->body->ports[i]);
     session_deliver_late(s);
-    session_drop(s,
-                 WIRE_BYE_TAKEN_OVER); /* up to now the primary passed on what came for the guest */
+    /* Up to now the primary has passed on what came for the guest. */
+    session_drop(s, WIRE_BYE_TAKEN_OVER);
     if (s->applier)
         applier_finish(s->applier);
     s->takeover.applier = take_ptr(s->applier);
