@@ -18,6 +18,7 @@
  * numbers are offsets into that file divided by VM_PAGE_BYTES.
  *
  * Life of a primary's VM:  launch -> [resume] -> track -> (checkpoint -> dirty_take... -> resume)*
+ * After the caller's crash: attach -> [resume] -> track -> (as above)
  * Life of a standby's VM:  launch(incoming) -> restore -> (as above)
  *
  * Everything runs in the thread of the sd_event loop given at launch. Operations marked "async"
@@ -85,6 +86,8 @@ struct hyp_launch {
     const char *run_dir;              /* for the hypervisor's sockets and log; exists; borrowed */
     const char *ram_path;             /* RAM file of spec->memory_bytes; exists; borrowed */
     const char *emulator;             /* program to run, e.g. qemu-system-x86_64; borrowed */
+    uid_t uid;                        /* whom it runs as; the files above are given to it */
+    gid_t gid;
     const struct hyp_nic_paths *nics; /* spec->n_nics entries; borrowed */
     const char *const *disk_sockets;  /* NBD servers' sockets, served already, spec->n_disks
                                        * entries; borrowed */
@@ -108,6 +111,14 @@ struct hyp_ops {
      * answers its control protocol (bounded, 10 s). The caller owns *ret_vm. */
     int (*launch)(const struct hyp_launch *launch, struct hyp_vm **ret_vm,
                   struct err *err) US_MUST_CHECK;
+
+    /* Takes charge of a VM that an earlier launch() with the same arguments has made, not incoming,
+     * and whose caller is gone: `pid` is its hypervisor. Whatever was under way in it (a checkpoint)
+     * is brought to an end. *ret_running: whether its vCPUs run; if not, it waits for resume().
+     * Dirty tracking begins anew with track(). Blocks for the hypervisor's answers (bounded, 10 s).
+     * The caller owns *ret_vm. On failure the process is as it was; -ESRCH when it is not there. */
+    int (*attach)(const struct hyp_launch *launch, pid_t pid, struct hyp_vm **ret_vm,
+                  bool *ret_running, struct err *err) US_MUST_CHECK;
 
     /* Starts dirty tracking: from now on every page written by the guest or the hypervisor is
      * recorded. All pages count as clean after it. Blocks for milliseconds (more with terabytes);

@@ -7,6 +7,7 @@
 
 #include "base/err.h"
 #include "core/vm_spec.h"
+#include "io/identity.h"
 
 /* The configuration of a host: understudy.yaml(5). Plain data; all defaults filled in. */
 
@@ -16,11 +17,31 @@ enum {
     HOST_ADDRESS_MAX = 64, /* bytes of "ADDRESS:PORT" with the NUL */
     HOST_PEERS_MAX = 16,
     HOST_DISK_DIRS_MAX = 16,
+    HOST_PEER_KEYS = 2, /* the present key, and the next one while it changes */
+    ARBITER_ETCD_MAX = 9,
+    ARBITER_URL_MAX = 256,
 };
 
 struct host_peer {
     char name[HOST_NAME_BYTES];
     char address[HOST_ADDRESS_MAX]; /* where its understudyd listens */
+    struct public_key keys[HOST_PEER_KEYS];
+    uint32_t n_keys;
+};
+
+enum arbiter_kind { ARBITER_WITNESS = 1, ARBITER_ETCD };
+
+/* Who decides. */
+struct arbiter_config {
+    enum arbiter_kind kind;
+    /* witness */
+    char address[HOST_ADDRESS_MAX];
+    struct public_key key;
+    /* etcd: endpoints, the files to authenticate with, and what all keys begin with */
+    uint32_t n_etcd;
+    char etcd[ARBITER_ETCD_MAX][ARBITER_URL_MAX];
+    char ca[VM_PATH_MAX], cert_file[VM_PATH_MAX], key_file[VM_PATH_MAX];
+    char prefix[HOST_NAME_BYTES];
 };
 
 /* How long silence lasts until somebody acts. heartbeat * 3 <= standby < primary. */
@@ -36,11 +57,15 @@ struct host_config {
     uint32_t n_peers;
     struct host_peer peers[HOST_PEERS_MAX];
     char witness[HOST_ADDRESS_MAX];
+    struct arbiter_config arbiter;
     char state_dir[VM_PATH_MAX];  /* records of VMs: survive a reboot */
     char run_dir[VM_PATH_MAX];    /* sockets */
     char memory_dir[VM_PATH_MAX]; /* RAM files of VMs; a tmpfs */
     char emulator[VM_PATH_MAX];
     char guard[VM_PATH_MAX]; /* the program understudy-guard */
+    /* Whom the hypervisor runs as: a user's name, "UID:GID", or "root". */
+    char emulator_user[HOST_NAME_BYTES];
+    char control_group[HOST_NAME_BYTES]; /* may give orders, besides root; "" = nobody */
     struct host_timeouts timeouts;
     uint32_t staging_mib;      /* per VM, at its primary: epochs captured and not yet sent */
     uint32_t gate_mib;         /* per VM: frames held */
