@@ -24,14 +24,14 @@ _Static_assert(sizeof(state_names) / sizeof(state_names[0]) == PRIMARY_LOST + 1,
 static const unsigned permitted[] = {
     [PRIMARY_STARTING] = TO(PRIMARY_SOLO) | TO(PRIMARY_STOPPED),
     [PRIMARY_SOLO] = TO(PRIMARY_SEEDING) | TO(PRIMARY_STOPPING) | TO(PRIMARY_LOST),
-    [PRIMARY_SEEDING] = TO(PRIMARY_SOLO) | TO(PRIMARY_ARMING) | TO(PRIMARY_STOPPING) |
-                        TO(PRIMARY_LOST),
-    [PRIMARY_ARMING] = TO(PRIMARY_SOLO) | TO(PRIMARY_PAIRING) | TO(PRIMARY_ISOLATED) |
-                       TO(PRIMARY_STOPPING),
-    [PRIMARY_PAIRING] = TO(PRIMARY_PROTECTED) | TO(PRIMARY_ISOLATED) | TO(PRIMARY_STOPPING) |
-                        TO(PRIMARY_LOST),
-    [PRIMARY_PROTECTED] = TO(PRIMARY_HANDING) | TO(PRIMARY_ISOLATED) | TO(PRIMARY_STOPPING) |
-                          TO(PRIMARY_LOST),
+    [PRIMARY_SEEDING] =
+        TO(PRIMARY_SOLO) | TO(PRIMARY_ARMING) | TO(PRIMARY_STOPPING) | TO(PRIMARY_LOST),
+    [PRIMARY_ARMING] =
+        TO(PRIMARY_SOLO) | TO(PRIMARY_PAIRING) | TO(PRIMARY_ISOLATED) | TO(PRIMARY_STOPPING),
+    [PRIMARY_PAIRING] =
+        TO(PRIMARY_PROTECTED) | TO(PRIMARY_ISOLATED) | TO(PRIMARY_STOPPING) | TO(PRIMARY_LOST),
+    [PRIMARY_PROTECTED] =
+        TO(PRIMARY_HANDING) | TO(PRIMARY_ISOLATED) | TO(PRIMARY_STOPPING) | TO(PRIMARY_LOST),
     [PRIMARY_HANDING] = TO(PRIMARY_ISOLATED) | TO(PRIMARY_STOPPING) | TO(PRIMARY_LOST),
     [PRIMARY_ISOLATED] = TO(PRIMARY_SOLO) | TO(PRIMARY_STOPPING) | TO(PRIMARY_LOST),
     [PRIMARY_STOPPING] = TO(PRIMARY_STOPPED) | TO(PRIMARY_LOST),
@@ -76,7 +76,10 @@ static void ask_again(struct primary *p, struct actions *out)
         primary_ask_swap(p, p->self, ARB_PAIRED, p->peer, out);
         break;
     case PRIMARY_ISOLATED:
-        primary_ask_swap(p, p->self, ARB_SOLO, "", out);
+        if (p->record.term == 0) /* attached, and the register was not read yet */
+            primary_ask_get(p, out);
+        else
+            primary_ask_swap(p, p->self, ARB_SOLO, "", out);
         break;
     case PRIMARY_STOPPING:
         primary_ask_swap(p, "", ARB_SOLO, "", out);
@@ -240,6 +243,8 @@ static void on_looked(struct primary *p, uint64_t now, struct actions *out)
         p->ask_at_ns = now + HAND_LOOK_MS * UINT64_C(1000000);
     else if (p->state == PRIMARY_SEEDING && p->seeded)
         enter_arming(p, out);
+    else if (p->state == PRIMARY_ISOLATED)
+        ask_again(p, out);
     else
         p->ask_at_ns = now + p->timing.look_ns;
 }
@@ -274,8 +279,7 @@ static bool term_given(const struct primary *p)
 }
 
 /* Perhaps the standby has taken over and hung up: look before leaving the pair. */
-static void on_hand_link_lost(struct primary *p, const char *why, uint64_t now,
-                              struct actions *out)
+static void on_hand_link_lost(struct primary *p, const char *why, uint64_t now, struct actions *out)
 {
     drop_link(p, 0, p->handed ? CORE_NEVER : now + p->timing.resume_ns, out);
     if (!p->handed)
@@ -333,9 +337,9 @@ static void on_link_ready(struct primary *p, const struct primary_event *ev, uin
         set_state(p, PRIMARY_SEEDING, "the standby is ready", out);
         p->seeded = false;
         actions_add(out, ACT_SEED);
-    } else if (p->state == PRIMARY_ISOLATED && ev->u.ready.resumed &&
-               ev->u.ready.term == p->pair_term && ev->u.ready.epoch >= p->committed &&
-               ev->u.ready.epoch < p->next_epoch) {
+    } else if ((p->state == PRIMARY_ISOLATED || p->state == PRIMARY_PROTECTED) &&
+               ev->u.ready.resumed && ev->u.ready.term == p->pair_term &&
+               ev->u.ready.epoch >= p->committed && ev->u.ready.epoch < p->next_epoch) {
         if (ev->u.ready.epoch > p->committed)
             committed(p, ev->u.ready.epoch, out); /* its acknowledgement was lost with the link */
         actions_add(out, ACT_REBASE);
@@ -494,6 +498,10 @@ void primary_step(struct primary *p, const struct primary_event *ev, uint64_t no
         if (p->link != LINK_NONE)
             on_link_lost(p, "the link broke", now, out);
         break;
+    case PEV_RELINK:
+        if (p->state == PRIMARY_PROTECTED && p->link == LINK_UP)
+            p->link = LINK_CONNECTING;
+        break;
     case PEV_PEER_SEEN:
         if (p->link == LINK_UP)
             p->peer_seen_ns = now;
@@ -562,38 +570,4 @@ uint64_t primary_cut(struct primary *p, uint64_t *ret_term)
         p->hand_epoch = epoch;
     *ret_term = p->pair_term;
     return epoch;
-}
-
-static void init(struct primary *p, const char *self, const struct core_timing *timing)
-{
-    memset(p, 0, sizeof(*p));
-    name_copy(p->self, self);
-    p->timing = *timing;
-    p->next_epoch = 1;
-    p->connect_at_ns = CORE_NEVER;
-    p->ask_at_ns = CORE_NEVER;
-}
-
-void primary_init_start(struct primary *p, const char *self, const struct core_timing *timing,
-                        const char *wanted, const struct start_order *order, uint64_t now,
-                        struct actions *out)
-{
-    init(p, self, timing);
-    p->state = PRIMARY_STARTING;
-    p->order = *order;
-    name_copy(p->wanted, wanted);
-    p->start_deadline_ns = now + timing->start_ns;
-    primary_ask_get(p, out);
-}
-
-void primary_init_takeover(struct primary *p, const char *self, const struct core_timing *timing,
-                           const struct arb_record *record, uint64_t epoch, struct actions *out)
-{
-    init(p, self, timing);
-    p->state = PRIMARY_SOLO;
-    p->record = *record;
-    p->ask_at_ns = 0; /* a first look at once */
-    p->next_epoch = epoch + 1;
-    p->committed = epoch;
-    primary_copy_record(p, out);
 }

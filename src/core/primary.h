@@ -50,6 +50,11 @@
  * host's alone, so whatever gets lost, and whoever dies, it is continued at one place: a switchover
  * that is not carried out in time leaves the pair through ISOLATED, and resumes the VM in SOLO.
  *
+ * A guard that died leaves its VM running, mute. The next one attaches to it and begins in
+ * ISOLATED: neither what the register says nor what was released is known, so nothing leaves until
+ * the register was read and a swap to solo was carried out, which also uses up whatever pair term
+ * the dead guard may have given away.
+ *
  * From STOPPING on nothing leaves: another host may start the VM as soon as the register says that
  * nobody owns it, which is before the answer is here. Acknowledgements commit nothing any more.
  *
@@ -65,7 +70,7 @@ enum primary_state {
     PRIMARY_PAIRING,      /* that epoch is acknowledged; solo -> paired is asked for */
     PRIMARY_PROTECTED,    /* the register says paired */
     PRIMARY_HANDING,      /* as PROTECTED; the VM is being handed over to the standby */
-    PRIMARY_ISOLATED,     /* leaving the pair; the register has not answered yet */
+    PRIMARY_ISOLATED,     /* leaving the pair, or attached; the register has not answered yet */
     PRIMARY_STOPPING,     /* the register is being given up, then the VM is destroyed */
     PRIMARY_STOPPED,      /* final: stopped on purpose */
     PRIMARY_LOST,         /* final: another host owns the VM, or it died here */
@@ -92,7 +97,7 @@ struct primary {
     uint64_t pair_term;  /* ARMING..ISOLATED: the term that epochs carry; otherwise 0 */
     uint64_t arm_epoch;  /* ARMING: the first epoch cut after the gate closed; 0 = not yet cut */
 
-    bool handing;        /* from HANDING on: the VM stands still, or is about to */
+    bool handing;        /* the VM stands still, or is about to: from HANDING on, or attached so */
     bool handed;         /* the standby was told to claim */
     uint64_t hand_epoch; /* HANDING: the last epoch; 0 = not yet cut */
     uint64_t hand_deadline_ns;
@@ -111,6 +116,8 @@ enum primary_event_type {
     PEV_ARB_ANSWER,  /* u.answer */
     PEV_LINK_READY,  /* both channels are up and the standby is ready: u.ready */
     PEV_LINK_FAILED, /* a connection attempt failed, or an established link broke */
+    PEV_RELINK,      /* PROTECTED: the shell has replaced the link by a new one, which is about to
+                      * resume the session; PEV_LINK_READY or PEV_LINK_FAILED follows */
     PEV_PEER_SEEN,   /* any message came on the control channel */
     PEV_ACK,         /* u.ack */
     PEV_PEER_BYE,    /* the standby gives the session up: u.bye */
@@ -152,6 +159,13 @@ void primary_init_start(struct primary *p, const char *self, const struct core_t
  * `epoch`. It is solo until PEV_PROTECT. */
 void primary_init_takeover(struct primary *p, const char *self, const struct core_timing *timing,
                            const struct arb_record *record, uint64_t epoch, struct actions *out);
+
+/* A VM of this host whose guard has died; its hypervisor lives on. `running`: its vCPUs run; if
+ * not, ACT_VM_RESUME follows once this host is the VM's sole owner. wanted: standby, or "". Epochs
+ * begin anew, as for a start: nobody else holds anything of this history that could still be used.
+ */
+void primary_init_attach(struct primary *p, const char *self, const struct core_timing *timing,
+                         const char *wanted, bool running, struct actions *out);
 
 /* One step: an event at a time (which never goes back). Appends actions to *out. */
 void primary_step(struct primary *p, const struct primary_event *ev, uint64_t now_ns,
