@@ -399,10 +399,11 @@ static int setup_pipeline(struct guard *g, struct err *err)
     r = resync_setup(g, err);
     if (r < 0)
         return r;
-    r = arbiter_client_new(g->event, g->config->witness, g->config->name, g->body->spec.name,
-                           ARBITER_TIMEOUT_MS * NS_PER_MS, on_arbiter_answer, g, &g->arbiter);
+    r = arbiter_client_new(g->event, &g->config->arbiter, NULL, g->config->name,
+                           g->body->spec.name, ARBITER_TIMEOUT_MS * NS_PER_MS, on_arbiter_answer, g,
+                           &g->arbiter);
     if (r < 0)
-        return err_sys(err, r, "arbiter %s", g->config->witness);
+        return err_sys(err, r, "arbiter");
     return output_new(g->body, &g->gate, &g->output, err);
 }
 

@@ -5,51 +5,31 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 
-#include "base/cleanup.h"
-#include "io/channel.h"
-#include "io/clock.h"
+#include "io/arbiter_backend.h"
 
-/* At most one connection and one open request. The connection is made when there is something to
- * ask (or by warm) and lives until it breaks or a time-out shows that it is of no use; an idle one
- * stays. Every way of losing a request ends in give_up(), which is only ever called from the loop.
+/* What holds for every arbiter: at most one open request, bounded in time, whose answer must make
+ * sense. Every way of losing a request ends in give_up(), which is only ever called from the loop.
  *
- *   no channel --ask, warm--> connecting --hello answered--> ready
- *       ^------- broken, refused, timed out, bad reply --------|
- *
- * On the wire requests have numbers of our own, which never repeat: a late reply to a request that
- * was given up cannot be taken for the answer to another. */
+ * Requests have numbers of our own, which never repeat: a late reply to a request that was given up
+ * cannot be taken for the answer to another. */
 
 struct arbiter_client {
-    sd_event *event;
-    char address[128];
-    char host[WIRE_NAME_BYTES];
     char vm[WIRE_NAME_BYTES];
     uint64_t timeout_us;
     arbiter_answer_fn *on_answer;
     void *user;
 
-    struct channel *channel;  /* NULL: not connected */
-    bool ready;               /* the hellos are done */
-    struct wire_hello hello;  /* ours */
+    struct arbiter_backend *backend;
     sd_event_source *timer;   /* bounds the open request, or else connecting */
     sd_event_source *trouble; /* carries a failure inside ask() into the loop */
     char trouble_text[256];
 
     bool asking;
     uint64_t id;       /* the user's */
-    uint64_t sequence; /* on the wire */
+    uint64_t sequence; /* ours */
     struct wire_arb_request request;
 };
-
-static void disconnect(struct arbiter_client *c)
-{
-    channel_close(take_ptr(c->channel));
-    c->ready = false;
-}
 
 /* Ends the open request. The last thing to be called: the user may ask again or close inside. */
 static void answer(struct arbiter_client *c, uint8_t status, const struct arb_record *current,
@@ -67,10 +47,10 @@ static void answer(struct arbiter_client *c, uint8_t status, const struct arb_re
 static void give_up(struct arbiter_client *c, const char *why)
 {
     static const struct arb_record none;
-    char text[384];
+    char text[640];
 
-    (void)snprintf(text, sizeof(text), "arbiter %s: %s", c->address, why); /* why dies with it */
-    disconnect(c);
+    (void)snprintf(text, sizeof(text), "arbiter %s: %s", c->backend->where, why); /* dies with it */
+    c->backend->ops->drop(c->backend);
     answer(c, 0, &none, text);
 }
 
@@ -107,27 +87,9 @@ static void start_timer(struct arbiter_client *c)
     (void)sd_event_source_set_enabled(c->timer, SD_EVENT_ONESHOT);
 }
 
-static void send_request(struct arbiter_client *c)
+void arbiter_client_connected(struct arbiter_client *c)
 {
-    struct wire_msg msg = {.type = WIRE_ARB_REQUEST, .epoch = c->sequence};
-
-    msg.u.arb_request = c->request;
-    channel_send(c->channel, &msg);
-}
-
-static void on_hello(void *user, const struct wire_hello *hello)
-{
-    struct arbiter_client *c = user;
-    struct err err = {""};
-
-    if (wire_hello_check_answer(&c->hello, hello, &err) < 0) {
-        give_up(c, err.text);
-        return;
-    }
-    c->ready = true;
-    if (c->asking)
-        send_request(c);
-    else
+    if (!c->asking)
         (void)sd_event_source_set_enabled(c->timer, SD_EVENT_OFF);
 }
 
@@ -147,78 +109,55 @@ static bool reply_plausible(const struct wire_arb_request *request,
     }
 }
 
-static void on_message(void *user, const struct wire_msg *msg)
+void arbiter_client_replied(struct arbiter_client *c, uint64_t sequence,
+                            const struct wire_arb_reply *reply, const char *why)
 {
-    struct arbiter_client *c = user;
+    struct wire_arb_reply copy = *reply; /* the user may close the backend inside */
+    char text[640];
 
-    if (msg->type == WIRE_ARB_REPLY && (!c->asking || msg->epoch != c->sequence))
+    if (!c->asking || sequence != c->sequence)
         return; /* to a request that was given up */
-    if (msg->type != WIRE_ARB_REPLY || !reply_plausible(&c->request, &msg->u.arb_reply)) {
+    if (!reply_plausible(&c->request, reply)) {
         give_up(c, "it said something that makes no sense");
         return;
     }
-    answer(c, msg->u.arb_reply.status, &msg->u.arb_reply.current,
-           msg->u.arb_reply.status == WIRE_ARB_ERROR ? "the arbiter could not store the record"
-                                                     : "");
+    (void)snprintf(text, sizeof(text), "%s%s%s%s", why[0] ? "arbiter " : "",
+                   why[0] ? c->backend->where : "", why[0] ? ": " : "", why);
+    answer(c, copy.status, &copy.current, text);
 }
 
-static void on_broken(void *user, const char *why)
+void arbiter_client_lost(struct arbiter_client *c, const char *why)
 {
-    give_up(user, why);
+    give_up(c, why);
 }
 
-static int connect_channel(struct arbiter_client *c, struct err *err)
+static const struct arbiter_backend_ops *ops_of(const struct arbiter_config *config)
 {
-    static const struct channel_callbacks callbacks = {
-        .on_hello = on_hello, .on_message = on_message, .on_broken = on_broken};
-    const int on = 1, idle_s = 5, interval_s = 1, probes = 3;
-    struct transport *transport;
-    int fd, r = transport_tcp_connect(c->address, &fd, err);
-
-    if (r < 0)
-        return r;
-    transport = transport_tcp_new(fd);
-    if (!transport)
-        return err_sys(err, -ENOMEM, "connect");
-    /* An idle connection has no heartbeats: the kernel finds out when the witness is gone, so that
-     * the next request meets a fresh connection instead of a time-out. Best effort. */
-    fd = transport->ops->fd(transport);
-    (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof(idle_s));
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof(interval_s));
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof(probes));
-    r = channel_new(c->event, transport, WIRE_CHANNEL_ARBITER, SD_EVENT_PRIORITY_IMPORTANT,
-                    &callbacks, c, &c->channel);
-    if (r < 0)
-        return err_sys(err, r, "connect");
-    channel_send_hello(c->channel, &c->hello);
-    return 0;
+    return &arbiter_witness_ops;
 }
 
-int arbiter_client_new(sd_event *event, const char *address, const char *host, const char *vm,
+int arbiter_client_new(sd_event *event, const struct arbiter_config *config,
+                       struct tls_context *tls, const char *host, const char *vm,
                        uint64_t timeout_ns, arbiter_answer_fn *on_answer, void *user,
                        struct arbiter_client **ret_client)
 {
     struct arbiter_client *c;
     int r;
 
-    if (!wire_name_valid(host) || !wire_name_valid(vm) || strlen(address) >= sizeof(c->address))
+    if (!wire_name_valid(host) || !wire_name_valid(vm))
         return -EINVAL;
     c = calloc(1, sizeof(*c));
     if (!c)
         return -ENOMEM;
-    c->event = sd_event_ref(event);
-    strcpy(c->address, address);
-    strcpy(c->host, host);
     strcpy(c->vm, vm);
     c->timeout_us = timeout_ns / 1000;
     c->on_answer = on_answer;
     c->user = user;
-    c->hello = (struct wire_hello){.version_min = WIRE_VERSION_MIN,
-                                   .version_max = WIRE_VERSION_MAX,
-                                   .channel = WIRE_CHANNEL_ARBITER};
-    strcpy(c->hello.from, host);
-    r = sd_event_add_time_relative(event, &c->timer, CLOCK_MONOTONIC, 0, 1000, on_timeout, c);
+    r = ops_of(config)->open(event, config, tls, host, &c->backend);
+    if (r >= 0) {
+        c->backend->client = c;
+        r = sd_event_add_time_relative(event, &c->timer, CLOCK_MONOTONIC, 0, 1000, on_timeout, c);
+    }
     if (r >= 0)
         r = sd_event_source_set_enabled(c->timer, SD_EVENT_OFF);
     if (r >= 0)
@@ -245,28 +184,25 @@ void arbiter_client_ask(struct arbiter_client *c, uint64_t id,
     strcpy(c->request.vm, c->vm);
     (void)sd_event_source_set_enabled(c->trouble, SD_EVENT_OFF); /* the previous request's */
     start_timer(c);
-    if (arb_request_check(&c->request, &err) < 0 || (!c->channel && connect_channel(c, &err) < 0))
+    if (arb_request_check(&c->request, &err) < 0 ||
+        c->backend->ops->ask(c->backend, c->sequence, &c->request, &err) < 0)
         give_up_later(c, err.text);
-    else if (c->ready)
-        send_request(c);
 }
 
 void arbiter_client_warm(struct arbiter_client *c)
 {
-    if (c->channel)
-        return;
-    start_timer(c);
-    (void)!connect_channel(c, NULL); /* the first request will say what is wrong */
+    if (c->backend->ops->warm(c->backend, NULL) > 0)
+        start_timer(c); /* of a failure the first request will tell */
 }
 
 void arbiter_client_close(struct arbiter_client *c)
 {
     if (!c)
         return;
-    disconnect(c);
+    if (c->backend)
+        c->backend->ops->close(c->backend);
     sd_event_source_disable_unref(c->timer);
     sd_event_source_disable_unref(c->trouble);
-    sd_event_unref(c->event);
     free(c);
 }
 
@@ -288,22 +224,23 @@ static void on_answer_once(void *user, uint64_t id, uint8_t status,
     (void)sd_event_exit(once->event, 0); /* cannot fail inside the loop */
 }
 
-int arbiter_ask_once(const char *address, const char *host, const struct wire_arb_request *request,
-                     uint64_t timeout_ns, struct wire_arb_reply *ret_reply, struct err *err)
+int arbiter_ask_once(const struct arbiter_config *config, struct tls_context *tls, const char *host,
+                     const struct wire_arb_request *request, uint64_t timeout_ns,
+                     struct wire_arb_reply *ret_reply, struct err *err)
 {
     struct arbiter_client *client = NULL;
     struct once once = {.err = err};
     int r = sd_event_new(&once.event);
 
     if (r >= 0)
-        r = arbiter_client_new(once.event, address, host, request->vm, timeout_ns, on_answer_once,
-                               &once, &client);
+        r = arbiter_client_new(once.event, config, tls, host, request->vm, timeout_ns,
+                               on_answer_once, &once, &client);
     if (r >= 0) {
         arbiter_client_ask(client, 1, request);
         r = sd_event_loop(once.event);
     }
     if (r < 0)
-        (void)err_sys(err, r, "arbiter %s", address);
+        (void)err_sys(err, r, "arbiter");
     else if (once.reply.status == 0)
         r = -ECOMM; /* the text says why */
     else
@@ -311,4 +248,10 @@ int arbiter_ask_once(const char *address, const char *host, const struct wire_ar
     arbiter_client_close(client);
     sd_event_unref(once.event);
     return r;
+}
+
+int arbiter_list(const struct arbiter_config *config, struct tls_context *tls, const char *host,
+                 uint64_t timeout_ns, arbiter_each_fn *each, void *user, struct err *err)
+{
+    return ops_of(config)->list(config, tls, host, timeout_ns, each, user, err);
 }

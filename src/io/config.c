@@ -272,6 +272,10 @@ static int convert(const struct yamlfile *y, const struct config_text *text,
         r = take_address(y, "listen", text->listen, config->listen, err);
     if (r == 0)
         r = take_address(y, "arbiter.witness", text->arbiter.witness, config->witness, err);
+    if (r == 0) {
+        config->arbiter.kind = ARBITER_WITNESS;
+        strcpy(config->arbiter.address, config->witness);
+    }
     if (r == 0)
         r = take_peers(y, text, config, err);
     if (r == 0)

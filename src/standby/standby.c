@@ -314,7 +314,7 @@ static int open_pipeline(struct standby_shell *s, struct err *err)
         return err_sys(err, r, "receiver");
     r = sd_event_add_io(s->event, &s->receiver_source, s->receiver_notify, EPOLLIN, on_receiver, s);
     if (r >= 0)
-        r = arbiter_client_new(s->event, s->config->witness, s->config->name, s->vm,
+        r = arbiter_client_new(s->event, &s->config->arbiter, NULL, s->config->name, s->vm,
                                ARBITER_TIMEOUT_MS * NS_PER_MS, on_arbiter_answer, s, &s->arbiter);
     if (r >= 0)
         r = session_start_heartbeat(s);

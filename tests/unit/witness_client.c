@@ -31,6 +31,7 @@ static sd_event *event;
 
 /* What one client heard. */
 struct listener {
+    struct arbiter_config config;
     struct arbiter_client *client;
     unsigned n_answers;
     uint64_t id;
@@ -65,9 +66,10 @@ static void on_answer(void *user, uint64_t id, uint8_t status, const struct arb_
 static void listen_to(struct listener *l, const char *address, const char *host,
                       uint64_t timeout_ns)
 {
-    *l = (struct listener){0};
-    assert_int_equal(
-        arbiter_client_new(event, address, host, "web", timeout_ns, on_answer, l, &l->client), 0);
+    *l = (struct listener){.config = witness_config(address)};
+    assert_int_equal(arbiter_client_new(event, &l->config, NULL, host, "web", timeout_ns, on_answer,
+                                        l, &l->client),
+                     0);
 }
 
 /* Runs the loop until the listener has heard n answers. */
@@ -245,12 +247,13 @@ static void test_restarted_witness(void **state)
 
 static void test_unusable_addresses(void **state)
 {
+    struct arbiter_config config = witness_config("127.0.0.1:1");
     struct listener l;
 
     assert_int_equal(
-        arbiter_client_new(event, "127.0.0.1:1", "-", "web", 1, on_answer, &l, &l.client), -EINVAL);
+        arbiter_client_new(event, &config, NULL, "-", "web", 1, on_answer, &l, &l.client), -EINVAL);
     assert_int_equal(
-        arbiter_client_new(event, "127.0.0.1:1", "hosta", "", 1, on_answer, &l, &l.client),
+        arbiter_client_new(event, &config, NULL, "hosta", "", 1, on_answer, &l, &l.client),
         -EINVAL);
     listen_to(&l, "not an address", "hosta", PATIENCE_NS);
     ask(&l, 1, &get);
@@ -317,17 +320,19 @@ static void test_calls_from_inside_the_answer(void **state)
 static void test_ask_once(void **state)
 {
     struct wire_arb_request request = cas(&none, &solo_a);
+    struct arbiter_config config;
     struct wire_arb_reply reply;
     struct err err;
 
     strcpy(request.vm, "web");
     witness_run_start(&witness);
-    assert_int_equal(
-        arbiter_ask_once(witness.address, "hosta", &request, PATIENCE_NS, &reply, &err), 0);
+    config = witness_config(witness.address);
+    assert_int_equal(arbiter_ask_once(&config, NULL, "hosta", &request, PATIENCE_NS, &reply, &err),
+                     0);
     assert_int_equal(reply.status, WIRE_ARB_DONE);
     assert_true(arb_record_equal(&reply.current, &solo_a));
     witness_run_signal(&witness, SIGSTOP);
-    assert_int_equal(arbiter_ask_once(witness.address, "hosta", &request, SHORT_NS, &reply, &err),
+    assert_int_equal(arbiter_ask_once(&config, NULL, "hosta", &request, SHORT_NS, &reply, &err),
                      -ECOMM);
     assert_non_null(strstr(err.text, "no answer within 150 ms"));
 }

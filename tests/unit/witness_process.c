@@ -52,10 +52,11 @@ static struct wire_arb_reply ask(const struct witness_run *w, uint8_t op,
                                  const struct arb_record *expected, const struct arb_record *wanted)
 {
     struct wire_arb_request request = request_of(op, expected, wanted);
+    struct arbiter_config config = witness_config(w->address);
     struct wire_arb_reply reply;
     struct err err = {""};
 
-    if (arbiter_ask_once(w->address, "hosta", &request, 20 * NS_PER_S, &reply, &err) < 0)
+    if (arbiter_ask_once(&config, NULL, "hosta", &request, 20 * NS_PER_S, &reply, &err) < 0)
         fail_msg("%s", err.text);
     return reply;
 }
@@ -154,9 +155,11 @@ static void test_kill_during_storm(void **state)
     print_message("# seed %u\n", seed);
     srandom(seed);
     for (int round = 0; round < ROUNDS; round++) {
+        struct arbiter_config config;
         struct arb_record now;
 
         witness_run_start(w);
+        config = witness_config(w->address);
         now = get(w);
         if (!arb_record_equal(&now, &s.known)) {
             assert_true(arb_record_equal(&now, &s.asked));
@@ -165,7 +168,7 @@ static void test_kill_during_storm(void **state)
         s.known = now;
         s.over = false;
         assert_return_code(sd_event_new(&s.event), 0);
-        assert_int_equal(arbiter_client_new(s.event, w->address, "hosta", "web", 20 * NS_PER_S,
+        assert_int_equal(arbiter_client_new(s.event, &config, NULL, "hosta", "web", 20 * NS_PER_S,
                                             storm_answer, &s, &s.client),
                          0);
         assert_return_code(sd_event_add_time_relative(s.event, NULL, CLOCK_MONOTONIC,

@@ -18,6 +18,15 @@
 
 enum { READY_MS = 20000 };
 
+struct arbiter_config witness_config(const char *address)
+{
+    struct arbiter_config config = {.kind = ARBITER_WITNESS};
+
+    assert_true(strlen(address) < sizeof(config.address));
+    strcpy(config.address, address);
+    return config;
+}
+
 void witness_run_init(struct witness_run *w, const char *program)
 {
     *w = (struct witness_run){.program = program, .dir = "/tmp/us-witness-XXXXXX"};

@@ -5,6 +5,8 @@
 #include <stdbool.h>
 #include <sys/types.h>
 
+#include "io/config.h"
+
 /* A real witness in a process of its own, with a directory of its own, on loopback. */
 struct witness_run {
     const char *program;
@@ -12,6 +14,9 @@ struct witness_run {
     char address[64]; /* chosen at the first start, kept at later ones */
     pid_t pid;        /* 0: not running */
 };
+
+/* The configuration of a client of the witness there. */
+struct arbiter_config witness_config(const char *address);
 
 /* All of these fail the test that calls them when something is wrong. */
 void witness_run_init(struct witness_run *w, const char *program);
