@@ -6,6 +6,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/fault.h"
 #include "disk/applier_internal.h"
 #include "io/lock.h"
 
@@ -151,7 +152,7 @@ static void end_staging(struct applier *a, struct staged *s, struct disk_log *lo
 
 int applier_stage(struct applier *a, uint64_t epoch, uint64_t term, struct disk_log *log)
 {
-    struct staged *s = calloc(1, sizeof(*s));
+    struct staged *s = FAULTY_ALLOC("applier.stage-room", calloc(1, sizeof(*s)));
     struct err err;
     bool must_sync;
     int rc;
@@ -169,6 +170,7 @@ int applier_stage(struct applier *a, uint64_t epoch, uint64_t term, struct disk_
         free(s); /* the log's end is nobody's any more: the error is final */
         return rc;
     }
+    fault_point("applier.staged");
     end_staging(a, s, log, must_sync);
     return 0;
 }
@@ -228,6 +230,7 @@ void applier_drain(struct applier *a)
     a->appending = true;
     pthread_mutex_unlock(&a->lock);
 
+    fault_point("applier.drop");
     drop(a, dropped);
 
     pthread_mutex_lock(&a->lock);

@@ -27,7 +27,7 @@ static int sync_images(struct applier *a)
             (void)applier_fail(a, err_sys(&err, rc, "%s", a->images[i].path), &err);
     }
     if (rc == 0)
-        fault_point("standby.images-synced");
+        fault_point("applier.images-synced");
     pthread_mutex_unlock(&a->image_lock);
     return rc;
 }
@@ -38,6 +38,7 @@ static int reach_mark(struct applier *a, const struct disk_record *rec, struct e
 {
     int rc = rec->flags & DISK_SYNC ? sync_images(a) : 0;
 
+    fault_point("applier.mark");
     if (rc < 0)
         return rc; /* has failed already */
     pthread_mutex_lock(&a->lock);
@@ -83,7 +84,7 @@ static int apply_epoch(struct applier *a, const struct staged *s)
         if (rc < 0)
             return applier_fail(a, rc, &err);
     }
-    fault_point("standby.applied");
+    fault_point("applier.applied");
     return 0;
 }
 
@@ -94,6 +95,7 @@ static int become_consistent(struct applier *a, const struct staged *s)
     int rc = sync_images(a);
 
     if (rc == 0) {
+        fault_point("applier.consistent");
         rc = a->callbacks.on_consistent(a->callbacks.user, s->epoch, s->term);
         if (rc < 0)
             (void)applier_fail(a, err_sys(&err, rc, "the record of the copy could not be written"),
@@ -176,6 +178,7 @@ static void work_reclaim(struct applier *a)
     pthread_mutex_lock(&a->lock);
     if (rc < 0)
         return;
+    fault_point("applier.reclaim");
     applier_durable(a, applied);
     empty = !a->first && !a->appending && end == a->reclaim_end;
     a->resetting = empty;
@@ -192,11 +195,11 @@ static void work_finish(struct applier *a)
     int rc;
 
     pthread_mutex_unlock(&a->lock);
-    fault_point("standby.finish");
+    fault_point("applier.finish");
     rc = sync_images(a);
     if (rc == 0)
         rc = applier_check_log(a, redo_reset(a->redo));
-    fault_point("standby.finish");
+    fault_point("applier.finished");
     pthread_mutex_lock(&a->lock);
     if (rc < 0)
         return;

@@ -10,6 +10,7 @@
 #include <xxhash.h>
 
 #include "base/cleanup.h"
+#include "base/fault.h"
 #include "io/clock.h"
 #include "io/lock.h"
 #include "io/thread.h"
@@ -42,8 +43,8 @@ struct copier {
 
     /* the main thread's while not busy, else the thread's */
     struct copier_order order;
-    struct disk_range *ranges;   /* order.n_ranges, owned */
-    uint64_t due_ns;             /* the rate allows the next step then */
+    struct disk_range *ranges; /* order.n_ranges, owned */
+    uint64_t due_ns;           /* the rate allows the next step then */
 
     /* thread only */
     uint8_t buf[READ_BYTES];
@@ -200,7 +201,8 @@ static int data_step(struct copier *c, uint8_t disk, uint64_t offset, uint64_t n
         c->due_ns += n * NS_PER_S / c->order.rate_bytes;
     }
     disk_server_lock(c->server, disk, offset, n);
-    r = image_read(disk_server_image(c->server, disk), c->buf, n, offset);
+    r = fault_error("copier.read")
+            ?: image_read(disk_server_image(c->server, disk), c->buf, n, offset);
     if (r == 0 && c->order.job == COPIER_COPY)
         r = put_contents(c, disk, offset, n);
     else if (r == 0)
@@ -234,6 +236,7 @@ static int do_range(struct copier *c, const struct disk_range *range)
 
         if (!wait_turn(c))
             return -ECANCELED;
+        fault_point("copier.step");
         r = hole_step(c, range->disk, offset, left, &done);
         if (r == 0 && done == 0)
             r = data_step(c, range->disk, offset, left, &done);
@@ -257,6 +260,7 @@ static int do_job(struct copier *c)
         r = do_range(c, &c->ranges[i]);
     if (r == 0 && !wait_turn(c))
         r = -ECANCELED;
+    fault_point("copier.done");
     return r < 0 ? r : journal_add(c->journal, &mark, NULL);
 }
 
@@ -358,7 +362,8 @@ int copier_start(struct copier *c, const struct copier_order *order)
     copier_progress_get(c, &present);
     if (present.busy)
         return -EBUSY;
-    ranges = calloc(order->n_ranges + 1UL, sizeof(*ranges)); /* never of nothing */
+    ranges = FAULTY_ALLOC("copier.ranges", /* never of nothing */
+                          calloc(order->n_ranges + 1UL, sizeof(*ranges)));
     if (!ranges)
         return -ENOMEM;
     for (uint32_t i = 0; i < order->n_ranges; i++) {

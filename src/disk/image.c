@@ -12,6 +12,7 @@
 #include <sys/uio.h>
 
 #include "base/cleanup.h"
+#include "base/fault.h"
 #include "io/durable.h"
 
 enum { ZEROS_BYTES = 256 * 1024 };
@@ -21,7 +22,7 @@ static int create_file(const struct image_open *how, int fd, struct err *err)
 {
     int r;
 
-    if (ftruncate(fd, (off_t)how->size_bytes) < 0)
+    if (FAULTY("disk.image-make", ftruncate(fd, (off_t)how->size_bytes)) < 0)
         return err_sys(err, -errno, "%s: cannot be made %llu bytes long", how->path,
                        (unsigned long long)how->size_bytes);
     r = fsync(fd) < 0 ? -errno : durable_sync_name(how->path);
@@ -106,7 +107,7 @@ static int open_path(const struct image_open *how, bool *ret_created)
     *ret_created = false;
     if (stat(how->path, &st) == 0 && S_ISBLK(st.st_mode) && !how->read_only)
         flags |= O_EXCL;
-    fd = open(how->path, flags);
+    fd = FAULTY("disk.image-open", open(how->path, flags));
     if (fd < 0 && errno == ENOENT && how->create) {
         fd = open(how->path, flags | O_CREAT | O_EXCL, 0600);
         *ret_created = fd >= 0;
@@ -168,7 +169,7 @@ int image_read(const struct image *image, void *buf, uint64_t n, uint64_t offset
     uint8_t *at = buf;
 
     while (n > 0) {
-        ssize_t r = pread(image->fd, at, n, (off_t)offset);
+        ssize_t r = FAULTY("disk.image-read", pread(image->fd, at, n, (off_t)offset));
 
         if (r < 0 && errno == EINTR)
             continue;
@@ -184,7 +185,7 @@ int image_read(const struct image *image, void *buf, uint64_t n, uint64_t offset
 int image_read_cached(const struct image *image, void *buf, uint64_t n, uint64_t offset)
 {
     struct iovec iov = {buf, n};
-    ssize_t r = preadv2(image->fd, &iov, 1, (off_t)offset, RWF_NOWAIT);
+    ssize_t r = FAULTY("disk.image-cached", preadv2(image->fd, &iov, 1, (off_t)offset, RWF_NOWAIT));
 
     return r == (ssize_t)n ? 0 : -EAGAIN; /* image_read() finds out what it is */
 }
@@ -196,7 +197,7 @@ int image_write(const struct image *image, const void *buf, uint64_t n, uint64_t
     if (image->read_only)
         return -EROFS;
     while (n > 0) {
-        ssize_t r = pwrite(image->fd, at, n, (off_t)offset);
+        ssize_t r = FAULTY("disk.image-write", pwrite(image->fd, at, n, (off_t)offset));
 
         if (r < 0 && errno == EINTR)
             continue;
@@ -231,7 +232,8 @@ static bool allocate(const struct image *image, int mode, uint64_t offset, uint6
     int r;
 
     do
-        r = fallocate(image->fd, mode | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)n);
+        r = FAULTY("disk.image-zero",
+                   fallocate(image->fd, mode | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)n));
     while (r < 0 && errno == EINTR);
     *ret_r = r < 0 ? -errno : 0;
     return *ret_r != -EOPNOTSUPP && *ret_r != -EINVAL;
@@ -258,7 +260,7 @@ bool image_can_punch(const struct image *image)
 
 int image_sync(const struct image *image)
 {
-    return fdatasync(image->fd) < 0 ? -errno : 0;
+    return FAULTY("disk.image-sync", fdatasync(image->fd)) < 0 ? -errno : 0;
 }
 
 int image_next_data(const struct image *image, uint64_t from, uint64_t *ret_start,

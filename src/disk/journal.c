@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <sys/eventfd.h>
 
+#include "base/fault.h"
 #include "io/lock.h"
 
 struct flight {
@@ -128,6 +129,7 @@ int journal_add(struct journal *j, const struct disk_record *rec, const void *da
     wait_for_room(j);
     if (j->on) {
         before = j->open.n_bytes;
+        fault_point("journal.add");
         ret = disk_log_add(&j->open, rec, data);
         j->held_bytes += j->open.n_bytes - before;
         if (ret)
@@ -179,6 +181,7 @@ const struct disk_log *journal_cut(struct journal *j, uint64_t epoch)
         flight = flight_at(j, j->n++);
         flight->epoch = epoch;
         disk_log_move(&flight->log, &j->open);
+        fault_point("journal.cut");
         j->told = false;
     }
     pthread_mutex_unlock(&j->lock);
@@ -194,6 +197,7 @@ void journal_acked(struct journal *j, uint64_t epoch)
         take_oldest(j, &dropped);
     if (dropped.n_bytes) {
         j->held_bytes -= dropped.n_bytes;
+        fault_point("journal.acked");
         pthread_cond_broadcast(&j->room);
     }
     pthread_mutex_unlock(&j->lock);
@@ -207,6 +211,7 @@ void journal_rebase(struct journal *j)
     pthread_mutex_lock(&j->lock);
     while (j->n)
         take_oldest(j, &unsure);
+    fault_point("journal.rebase");
     j->held_bytes -= unsure.n_bytes;
     disk_log_strip(&unsure);
     j->held_bytes += unsure.n_bytes;

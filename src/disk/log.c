@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/fault.h"
 #include "wire/endian.h"
 
 struct packed_header {
@@ -34,7 +35,7 @@ static struct disk_chunk *chunk_with_room(struct disk_log *log, size_t n)
 
     if (chunk && chunk->room - chunk->used >= n)
         return chunk;
-    chunk = malloc(sizeof(*chunk) + room);
+    chunk = FAULTY_ALLOC("disk.log-room", malloc(sizeof(*chunk) + room));
     if (!chunk)
         return NULL;
     chunk->next = NULL;

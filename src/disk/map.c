@@ -13,6 +13,7 @@
 #include <xxhash.h>
 
 #include "base/cleanup.h"
+#include "base/fault.h"
 #include "disk/log.h"
 #include "wire/endian.h"
 
@@ -178,7 +179,7 @@ static int write_header(const struct disk_map *map, const uint8_t *sync, bool cl
     memcpy(form.sync, sync, sizeof(form.sync));
     memcpy(form.boot, map->boot, sizeof(form.boot));
     form.checksum = le64_of(XXH3_64bits(&form, offsetof(struct header_form, checksum)));
-    n = pwrite(map->fd, &form, sizeof(form), 0);
+    n = FAULTY("disk.map-write", pwrite(map->fd, &form, sizeof(form), 0));
     return n == (ssize_t)sizeof(form) ? 0 : n < 0 ? -errno : -EIO;
 }
 
@@ -239,20 +240,20 @@ static int open_file(struct disk_map *map, const char *path, struct err *err)
     bool found;
     int r;
 
-    map->fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    map->fd = FAULTY("disk.map-open", open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600));
     if (map->fd < 0)
         return err_sys(err, -errno, "%s", path);
     found = read_header(map, map->sync);
     if (!found && ftruncate(map->fd, 0) < 0)
         return err_sys(err, -errno, "%s: cannot be emptied", path);
-    r = posix_fallocate(map->fd, 0, (off_t)n_bytes);
+    r = -fault_error("disk.map-allocate") ?: posix_fallocate(map->fd, 0, (off_t)n_bytes);
     if (r)
         return err_sys(err, -r, "%s: no space for a dirty map of %llu bytes", path,
                        (unsigned long long)n_bytes);
     r = map_halves(map, found);
     if (r == 0)
         r = write_header(map, map->sync, false);
-    if (r == 0 && fsync(map->fd) < 0)
+    if (r == 0 && FAULTY("disk.map-sync", fsync(map->fd)) < 0)
         r = -errno;
     return r < 0 ? err_sys(err, r, "%s: cannot be mapped and written", path) : 0;
 }
@@ -350,6 +351,7 @@ void disk_map_cut(struct disk_map *map, uint64_t epoch)
     if (map->follow != FOLLOWED || map->filled)
         return;
     swap_halves(map);
+    fault_point("disk.map-cut");
     map->epoch = epoch;
 }
 
@@ -397,6 +399,7 @@ int disk_map_reset(struct disk_map *map, const uint8_t *sync, struct err *err)
 
     if (r < 0)
         return err_sys(err, r, "dirty map: cannot be written");
+    fault_point("disk.map-reset");
     memcpy(map->sync, sync, sizeof(map->sync));
     map->follow = ALONE;
     drop_before(map);

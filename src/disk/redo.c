@@ -155,16 +155,17 @@ static int write_header(struct redo *redo, uint64_t generation, uint64_t start)
     struct slot_form form;
     int r;
 
-    fault_point("standby.log-reset");
+    fault_point("redo.reset");
     slot_put(&form, &header, redo->vm);
-    r = image_write(&redo->file, &form, sizeof(form), header.sequence % 2 * BLOCK_BYTES);
+    r = fault_error("redo.write-header")
+            ?: image_write(&redo->file, &form, sizeof(form), header.sequence % 2 * BLOCK_BYTES);
     if (r == 0)
         r = redo_sync(redo);
     if (r < 0)
         return r;
     redo->header.sequence = header.sequence;
     redo->header.start = header.start;
-    fault_point("standby.log-reset");
+    fault_point("redo.was-reset");
     return 0;
 }
 
@@ -274,7 +275,7 @@ static int read_epoch(const struct redo *redo, uint64_t place, struct epoch_form
 
     if (place > redo->longest || redo->longest - place < sizeof(*ret_form))
         return 0;
-    r = image_read(&redo->file, ret_form, sizeof(*ret_form), place);
+    r = fault_error("redo.read") ?: image_read(&redo->file, ret_form, sizeof(*ret_form), place);
     if (r < 0)
         return err_sys(err, r, "at %" PRIu64, place);
     if (memcmp(ret_form->magic, EPOCH_MAGIC, sizeof(ret_form->magic)) != 0 ||
@@ -287,7 +288,7 @@ static int read_epoch(const struct redo *redo, uint64_t place, struct epoch_form
     left = redo->longest - place - sizeof(*ret_form);
     if (n > left)
         return 0;
-    body = malloc(n + 1);
+    body = FAULTY_ALLOC("redo.read-room", malloc(n + 1));
     if (!body)
         return err_sys(err, -ENOMEM, "%" PRIu64 " bytes of disk records", n);
     r = image_read(&redo->file, body, n, place + sizeof(*ret_form));
@@ -324,7 +325,7 @@ static int check_body(const struct epoch_form *form, const uint8_t *body, const 
 
 int redo_apply(const struct image *images, const struct disk_record *rec, const uint8_t *data)
 {
-    fault_point("standby.applying");
+    fault_point("redo.apply");
     switch (rec->kind) {
     case DISK_WRITE:
         return image_write(&images[rec->disk], data, rec->n_bytes, rec->offset);
@@ -398,7 +399,8 @@ static int cut_end(struct redo *redo, struct err *err)
         return err_set(err, -EBADMSG, "damaged: a header and its epochs are missing");
     if (redo->longest <= redo->header.start)
         return 0;
-    if (ftruncate(redo->file.fd, (off_t)redo->header.start) < 0 || fsync(redo->file.fd) < 0)
+    if (FAULTY("redo.cut", ftruncate(redo->file.fd, (off_t)redo->header.start)) < 0 ||
+        fsync(redo->file.fd) < 0)
         return err_sys(err, -errno, "cannot be cut down");
     redo->longest = redo->header.start;
     return 0;
@@ -412,6 +414,7 @@ static int replay(struct redo *redo, const struct image *images, uint32_t n_imag
 
     if (r < 0)
         return err_sys(err, r, "sync");
+    fault_point("redo.replay");
     r = pass(redo, images, n_images, true, &found, err);
     if (r < 0)
         return r;
@@ -422,6 +425,7 @@ static int replay(struct redo *redo, const struct image *images, uint32_t n_imag
         if (r < 0)
             return err_sys(err, r, "%s", images[i].path);
     }
+    fault_point("redo.replayed");
     redo->end = found.end;
     r = redo_reset(redo);
     return r < 0 ? err_sys(err, r, "starting anew") : 0;
@@ -487,18 +491,18 @@ int redo_append(struct redo *redo, uint64_t epoch, uint64_t term, const struct d
     assert(redo->recovered);
     if (end > redo->longest)
         redo->longest = end;
-    fault_point("standby.redo-append");
-    r = write_body(redo, log, &form);
+    fault_point("redo.append");
+    r = fault_error("redo.write-body") ?: write_body(redo, log, &form);
     if (r < 0)
         return r;
-    fault_point("standby.redo-append");
+    fault_point("redo.appending");
     memcpy(form.magic, EPOCH_MAGIC, sizeof(form.magic));
     form.checksum = le64_of(epoch_checksum(&form));
-    r = image_write(&redo->file, &form, sizeof(form), redo->end);
+    r = fault_error("redo.write-epoch") ?: image_write(&redo->file, &form, sizeof(form), redo->end);
     if (r < 0)
         return r;
     redo->end = end;
-    fault_point("standby.redo-append");
+    fault_point("redo.appended");
     return 0;
 }
 
@@ -513,10 +517,10 @@ int redo_sync(struct redo *redo)
 
     pthread_mutex_lock(&redo->sync_lock);
     if (redo->sync_error == 0)
-        redo->sync_error = image_sync(&redo->file);
+        redo->sync_error = fault_error("redo.sync") ?: image_sync(&redo->file);
     r = redo->sync_error;
     if (r == 0)
-        fault_point("standby.redo-synced");
+        fault_point("redo.synced");
     pthread_mutex_unlock(&redo->sync_lock);
     return r;
 }
@@ -527,7 +531,7 @@ int redo_drop(struct redo *redo, uint64_t place)
 
     if (place < redo->end)
         redo->end = place;
-    return image_write(&redo->file, &none, sizeof(none), place);
+    return fault_error("redo.drop") ?: image_write(&redo->file, &none, sizeof(none), place);
 }
 
 int redo_trim(struct redo *redo, uint64_t place)

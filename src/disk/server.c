@@ -10,6 +10,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "base/fault.h"
 #include "disk/server_internal.h"
 #include "io/lock.h"
 #include "io/thread.h"
@@ -65,7 +66,8 @@ static void listener_ready(struct watch *w, uint32_t events)
 
     /* It is watched for edges: a client that cannot be accepted now is tried again with the next
      * one, and does not keep the thread busy until then. */
-    while ((sock = accept4(w->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK)) >= 0)
+    while ((sock = FAULTY("disk.accept",
+                          accept4(w->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK))) >= 0)
         connection_new(disk, sock);
 }
 

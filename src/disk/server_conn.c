@@ -7,6 +7,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "base/fault.h"
 #include "disk/server_internal.h"
 
 /* A connection reads into `into` until n_wanted bytes are there, then does what its state says. It
@@ -331,7 +332,7 @@ static void send_replies(struct connection *c)
         for (struct request *q = c->replies.first; q && msg.msg_iovlen < 2 * REPLIES_AT_ONCE - 1;
              q = q->next)
             msg.msg_iovlen += reply_iov(q, iov + msg.msg_iovlen);
-        n = sendmsg(c->watch.fd, &msg, MSG_NOSIGNAL);
+        n = FAULTY("disk.reply", sendmsg(c->watch.fd, &msg, MSG_NOSIGNAL));
         if (n < 0 && errno == EAGAIN)
             return;
         if (n < 0 && errno != EINTR)

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/fault.h"
 #include "disk/server_internal.h"
 
 /* What becomes of a request in the present mode and phase. */
@@ -73,10 +74,12 @@ static int change(struct server_disk *disk, const struct disk_record *rec, const
     range_take(&disk->ranges, rec->offset, rec->n_bytes);
     if (disk->map)
         disk_map_mark(disk->map, rec->offset, rec->n_bytes);
+    fault_point("disk.marked");
     if (data)
         r = image_write(disk->image, data, rec->n_bytes, rec->offset);
     else
         r = image_zero(disk->image, rec->offset, rec->n_bytes, rec->flags & DISK_PUNCH);
+    fault_point("disk.changed");
     if (r == 0)
         (void)journal_add(disk->server->journal, rec, data); /* tells by itself that it failed */
     range_drop(&disk->ranges, rec->offset, rec->n_bytes);
@@ -138,7 +141,7 @@ static int carry_out_sync(struct server_disk *disk)
     if (r < 0)
         return r;
     if (!synced)
-        r = image_sync(disk->image);
+        r = fault_error("disk.sync") ?: image_sync(disk->image);
     log_failure(disk, "sync", r);
     pthread_mutex_lock(&s->lock);
     if (r < 0)
@@ -171,7 +174,8 @@ static int carry_out_job(struct request *q)
 
     switch (q->nbd.command) {
     case NBD_READ:
-        r = image_read(disk->image, q->data, q->nbd.n_bytes, q->nbd.offset);
+        r = fault_error("disk.read")
+                ?: image_read(disk->image, q->data, q->nbd.n_bytes, q->nbd.offset);
         log_failure(disk, "read", r);
         return r;
     case NBD_FLUSH:

@@ -14,6 +14,7 @@
 #include <sys/syscall.h>
 
 #include "base/cleanup.h"
+#include "base/fault.h"
 #include "io/log.h"
 
 enum { LEFTOVER_WAIT_MS = 5000 };
@@ -79,7 +80,7 @@ static int open_lock(struct body *b, const char *dir, struct err *err)
     struct stat st;
 
     (void)snprintf(path, sizeof(path), "%s/%s.lock", dir, b->spec.name);
-    fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    fd = FAULTY("body.open-lock", open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600));
     if (fd < 0)
         return err_sys(err, -errno, "%s", path);
     /* A file without a name was given up by its last holder just now: its lock means nothing. */
@@ -91,7 +92,7 @@ static int open_lock(struct body *b, const char *dir, struct err *err)
 
 static int make_own_dir(const struct body *b, struct err *err)
 {
-    if (mkdir(b->own_dir, 0700) < 0 && errno != EEXIST)
+    if (FAULTY("body.make-dir", mkdir(b->own_dir, 0700)) < 0 && errno != EEXIST)
         return err_sys(err, -errno, "%s", b->own_dir);
     return 0;
 }
@@ -107,7 +108,7 @@ static void note_pid(const struct body *b)
     FILE *file;
 
     pid_path(b, path, sizeof(path));
-    file = fopen(path, "we");
+    file = FAULTY_ALLOC("body.note-pid", fopen(path, "we"));
     if (!file) {
         log_warning("%s: %s", path, strerror(errno)); /* only a crash of ours needs it */
         return;
@@ -166,7 +167,7 @@ static int open_ram(struct body *b, struct err *err)
     b->ram_fd = open(b->ram_path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (b->ram_fd < 0)
         return err_sys(err, -errno, "%s", b->ram_path);
-    if (ftruncate(b->ram_fd, (off_t)b->spec.memory_bytes) < 0)
+    if (FAULTY("body.size-memory", ftruncate(b->ram_fd, (off_t)b->spec.memory_bytes)) < 0)
         return err_sys(err, -errno, "%s", b->ram_path);
     b->ram = mmap(NULL, b->spec.memory_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, b->ram_fd, 0);
     if (b->ram == MAP_FAILED) {
@@ -246,9 +247,11 @@ static int body_start(struct body *b, bool incoming, struct err *err)
         (r = disks_open(b->config, &b->spec, b->own_dir, incoming, b->event, &b->disks, err)) < 0)
         return r;
     launch.disk_sockets = b->disks ? b->disks->socket_list : NULL;
+    fault_point("body.launch");
     r = b->ops->launch(&launch, &b->vm, err);
     if (r < 0)
         return r;
+    fault_point("body.launched");
     note_pid(b);
     return 0;
 }

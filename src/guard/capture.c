@@ -107,6 +107,7 @@ static void order_resume(struct guard *g)
     disks_phase(g->body->disks, DISK_RUNNING);
     if (g->body->ops->resume(g->body->vm, &err) < 0)
         log_error("resume: %s", err.text); /* the hypervisor's end will be reported */
+    fault_point("guard.resumed");
 }
 
 /* The pages are copied: the epoch is completed with its device state. */
@@ -123,6 +124,7 @@ static void close_epoch(struct guard *g)
         torn(g, "the sender does not take the device state");
     if (!c->torn)
         sender_end(g->sender);
+    fault_point("guard.closed");
     controller_cut(&g->controller, now);
     stats_epoch(&g->stats, now, now - c->begun_ns - c->timing.stop_ns, c->n_pages);
 }
@@ -147,6 +149,7 @@ static int sync_disks(void *user)
 {
     const struct guard *g = user;
 
+    fault_point("guard.sync-disks");
     return disks_sync(g->body->disks);
 }
 
@@ -196,6 +199,7 @@ static void check_flushes(struct guard *g)
     if (!disks_deferred(g->body->disks))
         return;
     g->capture.flush = FLUSH_ASKING;
+    fault_point("guard.flush-ask");
     if (g->body->ops->guest_flushes(g->body->vm, &err) < 0)
         on_guest_flushes(g, NULL);
 }
@@ -237,14 +241,17 @@ static void copy(struct guard *g)
         if (!chunk)
             return; /* capture_continue() when the sender has given some back */
         more = fill_chunk(g, chunk);
+        fault_point("guard.copying");
         sender_chunk(g->sender, chunk);
         if (c->phase != CAPTURE_COPYING)
             return;
     }
     remember(g);
+    fault_point("guard.copied");
     /* What the guest sent up to here was sent before this checkpoint: it covers it. */
     output_take(g->output);
     gate_cut(&g->gate, c->epoch);
+    fault_point("guard.cut");
     go_on(g);
 }
 
@@ -313,6 +320,7 @@ static void on_running(void *user)
     if (g->capture.phase != CAPTURE_RESUMING)
         return;
     g->capture.phase = CAPTURE_IDLE;
+    fault_point("guard.running");
     close_epoch(g);
 }
 
@@ -374,6 +382,7 @@ void capture_begin(struct guard *g)
         return;
     }
     c->phase = CAPTURE_STOPPING;
+    fault_point("guard.stopping");
     c->late_at_ns = c->begun_ns + STOP_MS * NS_PER_MS;
 }
 
@@ -426,6 +435,7 @@ void capture_rebase(struct guard *g)
     struct capture *c = &g->capture;
     unsigned i;
 
+    fault_point("guard.rebase");
     for (i = 0; i < c->n_in_flight; i++) {
         if (run_list_append(&c->carry, &c->ring[i].runs) < 0)
             torn(g, "out of memory for the list of dirty pages");

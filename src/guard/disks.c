@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/fault.h"
 #include "disk/record_file.h"
 #include "io/log.h"
 
@@ -196,7 +197,9 @@ int disks_record(struct disks *d, const struct copy_record *record, struct err *
 
     background_drain(d->background); /* the order is what counts */
     record_path(d, path, sizeof(path));
+    fault_point("disk.record");
     r = copy_record_store(path, record, err);
+    fault_point("disk.recorded");
     if (r >= 0)
         d->record = *record;
     return r;
@@ -224,7 +227,7 @@ static int store_record(void *user)
 
 void disks_record_soon(struct disks *d, const struct copy_record *record)
 {
-    struct record_task *task = malloc(sizeof(*task));
+    struct record_task *task = FAULTY_ALLOC("disk.record-task", malloc(sizeof(*task)));
 
     d->record = *record;
     if (task)

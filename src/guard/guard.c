@@ -37,6 +37,7 @@ static int on_finish(sd_event_source *source, void *user)
 {
     struct guard *g = user;
 
+    fault_point("guard.finish");
     if (g->stop_request)
         control_reply(take_ptr(g->stop_request), NULL);
     if (g->switch_request && handed_over(g))
@@ -55,6 +56,7 @@ static void finish(struct guard *g)
 static void destroy_vm(struct guard *g)
 {
     seed_stop(g);
+    fault_point("guard.destroy");
     output_drop(g->output);
     if (g->body->vm)
         g->body->ops->kill(g->body->vm);
@@ -71,6 +73,7 @@ static void run_vm(struct guard *g)
 
     g->capture.phase = CAPTURE_RESUMING;
     g->capture.epoch_open = false;
+    fault_point("guard.start");
     if (g->body->disks)
         disks_start(g->body->disks);
     if (g->body->ops->resume(g->body->vm, &err) < 0) {
@@ -142,7 +145,9 @@ static bool act(struct guard *g, struct action *a)
 {
     switch (a->type) {
     case ACT_ARB_ASK:
+        fault_point("guard.ask");
         arbiter_client_ask(g->arbiter, a->u.ask.id, &a->u.ask.request);
+        fault_point("guard.asked");
         break;
     case ACT_LINK_DROP:
         seed_stop(g);
@@ -158,14 +163,18 @@ static bool act(struct guard *g, struct action *a)
         return !g->body->disks || copy_record(g, a->u.copy.term, a->u.copy.wait) ||
                !a->u.copy.vital;
     case ACT_HAND_OVER: /* with the next cut */
+        fault_point("guard.hand-over");
         output_inbound(g->output, INBOUND_KEEP, NULL, NULL);
         break;
     case ACT_SAY_BYE:
+        fault_point("guard.say-bye");
         link_say_bye(g, a->u.bye);
+        fault_point("guard.said-bye");
         if (g->link.control) /* the standby may have the VM, and its frames */
             output_inbound(g->output, INBOUND_DIVERT, on_late_frame, g);
         break;
     case ACT_VM_RESUME:
+        fault_point("guard.take-back");
         output_inbound(g->output, INBOUND_DELIVER, NULL, NULL);
         capture_release(g);
         break;
@@ -187,10 +196,12 @@ static bool act(struct guard *g, struct action *a)
         break;
     case ACT_GATE_HOLD:
         g->gate.holding = true;
+        fault_point("guard.gate-held");
         break;
     case ACT_GATE_FLOW:
         g->gate.holding = false;
         capture_forget(g);
+        fault_point("guard.gate-open");
         output_flush(g->output);
         break;
     case ACT_COMMITTED:
@@ -199,6 +210,7 @@ static bool act(struct guard *g, struct action *a)
         capture_committed(g, a->u.epoch);
         resync_committed(g, a->u.epoch);
         output_flush(g->output);
+        fault_point("guard.released");
         seed_continue(g);
         break;
     default: /* the standby's */
@@ -349,6 +361,7 @@ static void on_arbiter_answer(void *user, uint64_t id, uint8_t status,
     ev.u.answer.id = id;
     ev.u.answer.status = status;
     ev.u.answer.current = *current;
+    fault_point("guard.answered");
     guard_event(g, &ev);
     if (g->core.arbiter_silent != was_silent)
         log_warning("%s", g->core.arbiter_silent ? why : "the arbiter answers again");
@@ -446,6 +459,7 @@ static void begin(struct guard *g, const struct guard_params *params)
         g->takeover = *params->takeover;
         primary_init_takeover(&g->core, g->config->name, &timing, &g->takeover.record,
                               g->takeover.epoch, &out);
+        fault_point("guard.took-over");
         output_announce(g->output);
     } else {
         primary_init_start(&g->core, g->config->name, &timing, g->body->spec.protect.standby,

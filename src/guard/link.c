@@ -6,6 +6,7 @@
 #include <sys/random.h>
 
 #include "base/cleanup.h"
+#include "base/fault.h"
 #include "io/log.h"
 #include "io/vm_json.h"
 
@@ -87,6 +88,7 @@ static int on_heartbeat(sd_event_source *source, uint64_t usec, void *user)
         log_warning("a heartbeat is %llu ms late: this host is overloaded",
                     (unsigned long long)late_ms);
     msg.u.heartbeat.seq = ++g->link.heartbeat_seq;
+    fault_point("guard.heartbeat");
     msg.u.heartbeat.term = g->core.record.term;
     msg.u.heartbeat.paired = g->core.state == PRIMARY_PROTECTED;
     if (g->link.control)
@@ -125,6 +127,7 @@ static void on_data_hello(void *user, const struct wire_hello *hello)
     g->link.deadline = sd_event_source_disable_unref(g->link.deadline);
     g->link.up = true;
     g->link.why[0] = '\0';
+    fault_point("guard.link-up");
     ev.u.ready.resumed = g->link.resume;
     ev.u.ready.epoch = g->link.ready_epoch;
     ev.u.ready.term = g->link.ready.term;
@@ -153,6 +156,7 @@ static void send_offer(struct guard *g)
         link_broken(g, "out of memory");
         return;
     }
+    fault_point("guard.offer");
     msg.u.offer.json = json;
     msg.u.offer.n_json = (uint32_t)strlen(json);
     channel_send(g->link.control, &msg);
@@ -175,6 +179,7 @@ static void on_ready(struct guard *g, const struct wire_msg *msg)
         return;
     }
     g->link.ready = msg->u.ready;
+    fault_point("guard.standby-ready");
     g->link.ready_epoch = msg->epoch;
     if (start_heartbeat(g) < 0)
         link_broken(g, "out of memory");
@@ -192,6 +197,7 @@ static void on_ack(struct guard *g, const struct wire_msg *msg)
         link_broken(g, "the standby acknowledges what it was not sent");
         return;
     }
+    fault_point("guard.ack");
     resync_durable(g, msg->u.ack.durable);
     ev.u.ack.epoch = msg->epoch;
     ev.u.ack.term = msg->u.ack.term;
@@ -256,6 +262,7 @@ void link_connect(struct guard *g, bool resume)
     int r;
 
     l->resume = resume;
+    fault_point("guard.connect");
     if (resume && l->poisoned) {
         link_broken(g, "the session cannot be resumed");
         return;
@@ -297,6 +304,7 @@ void link_drop(struct guard *g, uint16_t bye)
     channel_close(take_ptr(l->control));
     channel_close(take_ptr(l->data));
     sender_detach(g->sender);
+    fault_point("guard.link-dropped");
     l->up = l->failed = false;
     l->told.at_ns = 0;
 }

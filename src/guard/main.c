@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/fault.h"
 #include "guard/guard.h"
 #include "host/preflight.h"
 #include "host/records.h"
@@ -51,6 +52,7 @@ static void say_ready(struct process *p, const char *error)
     json_t *line =
         error ? json_pack("{s:b, s:s}", "ok", 0, "error", error) : json_pack("{s:b}", "ok", 1);
 
+    fault_point("guard.say-ready");
     if (p->options.ready_fd < 0) {
         json_decref(line);
         return;
@@ -152,6 +154,7 @@ static int start_primary(struct process *p, struct err *err)
         return r;
     (void)snprintf(p->vm, sizeof(p->vm), "%s", spec->name);
     log_setup(p->config.name, spec->name);
+    fault_point("guard.preflight");
     r = run_preflight(spec, &p->config, err);
     if (r >= 0)
         r = record_write(&p->config, spec, err); /* the machine type is pinned now */
@@ -174,9 +177,11 @@ static void record_takeover(struct process *p)
     struct err err;
 
     (void)snprintf(spec->protect.standby, sizeof(spec->protect.standby), "%s", p->takeover.from);
+    fault_point("standby.record");
     if (record_write(&p->config, spec, &err) < 0)
         log_error("its record is not kept: %s", err.text);
     record_remove_standby(&p->config, spec->name);
+    fault_point("standby.recorded");
 }
 
 /* The standby has become the owner of a running VM: the same process goes on as its guard. */
@@ -191,6 +196,7 @@ static int on_switch(sd_event_source *source, void *user)
     };
     struct err err;
 
+    fault_point("standby.switch");
     standby_free(take_ptr(p->standby));
     if (guard_new(&params, &p->guard, &err) < 0) {
         log_error("THE VM IS LOST: %s", err.text);

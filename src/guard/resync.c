@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/fault.h"
 #include "io/log.h"
 
 /* Brings a standby's disks in step while the VM runs, one after the other (docs/disks.md, "Seeding
@@ -100,6 +101,7 @@ static bool begin_disk(struct guard *g)
 
     s->work.n = 0;
     s->rounds = 0;
+    fault_point("guard.resync-disk");
     if ((known ? collect_known(g) : range_list_add(&s->work, s->disk, 0, size)) < 0) {
         fail(g, "out of memory");
         return true;
@@ -125,6 +127,7 @@ static void next_disk(struct guard *g)
             return;
     s->phase = RESYNC_DONE;
     s->disk = 0;
+    fault_point("guard.resync-done");
     log_info("disks in step");
 }
 
@@ -134,6 +137,7 @@ static void compared(struct guard *g)
     struct resync *s = &g->resync;
     struct range_list was = s->work;
 
+    fault_point("guard.resync-compared");
     if (!s->differing.n) {
         next_disk(g);
         return;
@@ -156,6 +160,7 @@ static void cut(struct guard *g, bool copying)
     if (!open || (copying && !waiting && open < CUT_BYTES) || !seed_may_cut(g))
         return;
     seed_begin_epoch(g);
+    fault_point("guard.resync-cut");
     sender_end(g->sender);
 }
 
@@ -277,6 +282,7 @@ void resync_end(struct guard *g)
     if (!d)
         return;
     journal_stop(d->journal);
+    fault_point("guard.resync-end");
     copier_stop(g->resync.copier);
     verify_failed(g, "the standby was lost");
     for (i = 0; i < d->n; i++)
@@ -467,6 +473,7 @@ void resync_request_verify(struct guard *g, struct control_request *req)
     }
     range_list_free(&v->differing);
     *v = (struct verify){.running = true, .mark = s->next_mark};
+    fault_point("guard.verify");
     control_reply(req, NULL);
 }
 
@@ -490,6 +497,7 @@ static void open_disks(void *user, int result)
 static void finish_takeover(struct guard *g)
 {
     applier_close(take_ptr(g->takeover.applier));
+    fault_point("guard.disks-open");
     if (background_run(g->body->disks->background, nothing, open_disks, g) < 0) {
         background_drain(g->body->disks->background);
         open_disks(g, 0);

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/fault.h"
 #include "hyp/hyp.h"
 
 /* A growing list of page runs, reused from epoch to epoch. Zero-initialise. */
@@ -26,7 +27,8 @@ static inline int run_list_add(struct run_list *list, struct page_run run)
     }
     if (list->n == list->capacity) {
         size_t capacity = list->capacity ? 2 * list->capacity : 256;
-        struct page_run *grown = realloc(list->runs, capacity * sizeof(*grown));
+        struct page_run *grown =
+            FAULTY_ALLOC("guard.run-list", realloc(list->runs, capacity * sizeof(*grown)));
 
         if (!grown)
             return -ENOMEM;

@@ -98,12 +98,14 @@ static void end_round(struct guard *g)
         return;
     }
     if (dirty > LITTLE_PAGES && s->round < ROUNDS_MAX) {
+        fault_point("guard.seed-round");
         s->round++;
         s->next_page = 0;
         return;
     }
     s->done_pages = s->total_pages;
     seed_stop(g);
+    fault_point("guard.seeded");
     guard_simple_event(g, PEV_SEEDED);
 }
 
@@ -113,6 +115,7 @@ void seed_begin_epoch(struct guard *g)
 
     g->seed.last_epoch = epoch;
     gate_cut(&g->gate, epoch);
+    fault_point("guard.seed-epoch");
     if (sender_begin(g->sender, epoch, term, resync_cut(g, epoch, term)) < 0)
         link_broken(g, "the sender does not take the epoch");
 }
@@ -216,6 +219,7 @@ void seed_begin(struct guard *g)
         return;
     }
     s->active = true;
+    fault_point("guard.seed-begin");
     s->round = 0;
     s->next_page = s->extent_end = s->done_pages = 0;
     s->epoch_open = false;

@@ -110,7 +110,7 @@ static void drop_jobs(struct sender *s)
 static int flush(struct sender *s, uint64_t *wire_bytes)
 {
     struct iovec iov = {.iov_base = s->out, .iov_len = s->n_out};
-    int rc = transport_write_all(s->transport, &iov, 1);
+    int rc = fault_error("guard.send") ?: transport_write_all(s->transport, &iov, 1);
 
     if (rc == 0)
         *wire_bytes += s->n_out;
@@ -136,6 +136,7 @@ static int put_begin(struct sender *s, const struct job *job, uint64_t *wire_byt
 {
     epoch_digest_reset(s->digest);
     s->n_pages = s->n_disk_pieces = 0;
+    fault_point("guard.send-begin");
     s->msg.u.epoch_begin = (struct wire_epoch_begin){
         .pair_term = job->pair_term,
         .flushed = job->disk && job->disk->flushed,
@@ -210,6 +211,7 @@ static int put_disk(struct sender *s, struct job *job, uint64_t *wire_bytes)
         disk->n++;
     }
     s->n_disk_pieces += disk->n;
+    fault_point("guard.send-disk");
     return disk->n ? put_msg(s, WIRE_DISK, job->epoch, wire_bytes) : 0;
 }
 
@@ -217,6 +219,7 @@ static int put_state(struct sender *s, const struct job *job, uint64_t *wire_byt
 {
     int rc = 0;
 
+    fault_point("guard.send-state");
     epoch_digest_state(s->digest, job->state, job->n_state);
     for (uint64_t at = 0; at < job->n_state && rc == 0;) {
         struct wire_state *piece = &s->msg.u.state;
@@ -241,6 +244,7 @@ static int put_end(struct sender *s, const struct job *job, uint64_t *wire_bytes
                                    .n_disk_pieces = s->n_disk_pieces,
                                    .n_state_bytes = job->state_ready ? job->n_state : 0};
     epoch_digest_get(s->digest, end->digest);
+    fault_point("guard.send-end");
     rc = put_msg(s, WIRE_EPOCH_END, job->epoch, wire_bytes);
     return rc == 0 && s->n_out ? flush(s, wire_bytes) : rc;
 }
@@ -407,7 +411,7 @@ int sender_state(struct sender *s, const char *format, const uint8_t *bytes, uin
         return 0;
     /* Outside the lock: the job's state is ours, even when the thread drops the job meanwhile. */
     if (job->state_room < n_bytes) {
-        uint8_t *room = realloc(job->state, n_bytes);
+        uint8_t *room = FAULTY_ALLOC("guard.state-room", realloc(job->state, n_bytes));
 
         if (!room)
             return -ENOMEM;

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/fault.h"
 #include "io/log.h"
 #include "wire/msg.h"
 
@@ -89,6 +90,7 @@ json_t *status_json(struct guard *g)
     json_t *status;
 
     reason(g, why, sizeof(why));
+    fault_point("guard.status");
     status = json_pack("{s:s, s:s, s:s, s:b, s:s, s:s, s:s, s:s, s:I, s:I, s:I}", "vm", spec->name,
                        "role", "primary", "state", primary_state_name(p->state), "protected",
                        p->state == PRIMARY_PROTECTED, "wanted_standby", p->wanted, "reason", why,

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/fault.h"
 #include "host/host.h"
 #include "io/vm_json.h"
 #include "wire/msg.h"
@@ -107,6 +108,7 @@ void host_command(void *user, struct control_request *req)
     struct host *host = user;
     const char *name = control_command(req), *vm = control_string(req, "vm");
 
+    fault_point("host.command");
     for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++) {
         if (strcmp(commands[i].name, name) != 0)
             continue;

@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 
 #include "base/cleanup.h"
+#include "base/fault.h"
 #include "host/host.h"
 #include "io/transport.h"
 #include "wire/msg.h"
@@ -102,6 +103,7 @@ static void on_adopted(void *user, const json_t *answer, const char *why)
     const char *error = json_string_value(json_object_get(answer, "error"));
 
     k->adopt = NULL;
+    fault_point("host.adopted");
     if (answer && json_is_true(json_object_get(answer, "ok")))
         knock_free(k); /* closes our copy of the descriptor */
     else if (answer)
@@ -129,6 +131,7 @@ static void knock_adopt(struct knock *k)
     struct err err = {"out of memory"};
 
     knock_release(k);
+    fault_point("host.adopt");
     k->state = KNOCK_ADOPTING;
     vm_socket_path(&host->config, k->hello.vm, path);
     if (!request || control_call_new(host->event, path, request, k->fd, ADOPT_TIMEOUT_NS,
@@ -176,6 +179,7 @@ static void knock_hello(struct knock *k, const uint8_t raw[static WIRE_HELLO_BYT
     const struct host_config *config = &k->peers->host->config;
     struct err err;
 
+    fault_point("host.hello");
     if (wire_hello_decode(raw, &k->hello, &err) < 0) {
         noise(k, err.text);
         knock_free(k);
@@ -246,7 +250,7 @@ static void describe(const struct sockaddr_storage *addr, char out[64])
 /* Adds a connection; fd is taken on success. */
 static int knock_new(struct peers *p, int fd, const struct sockaddr_storage *addr)
 {
-    struct knock *k = calloc(1, sizeof(*k));
+    struct knock *k = FAULTY_ALLOC("host.knock-room", calloc(1, sizeof(*k)));
     int low = WIRE_HELLO_BYTES; /* wake up for the whole hello, not for each of its bytes */
     int r;
 
@@ -276,8 +280,8 @@ static int on_accept(sd_event_source *source, int listener, uint32_t events, voi
     struct peers *p = user;
     struct sockaddr_storage addr = {0};
     socklen_t n = sizeof(addr);
-    CLEANUP_FD int fd =
-        accept4(listener, (struct sockaddr *)&addr, &n, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    CLEANUP_FD int fd = FAULTY("host.accept", accept4(listener, (struct sockaddr *)&addr, &n,
+                                                      SOCK_CLOEXEC | SOCK_NONBLOCK));
 
     if (fd < 0)
         return 0;

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/fault.h"
 #include "host/host.h"
 
 /* Orders to a VM's process: the request goes on as it is, the answer comes back as it is. A client
@@ -75,6 +76,7 @@ static void on_answer(void *user, const json_t *answer, const char *why)
     struct relay *relay = user;
 
     relay->call = NULL;
+    fault_point("host.relayed");
     if (answer && relay->stop && json_is_true(json_object_get(answer, "ok"))) {
         stop_answered(relay, answer);
         return;
@@ -98,7 +100,7 @@ static void relay_new(struct host *host, struct vm *vm, struct control_request *
         control_fail(req, "%s: is starting", vm->name);
         return;
     }
-    relay = calloc(1, sizeof(*relay));
+    relay = FAULTY_ALLOC("host.relay-room", calloc(1, sizeof(*relay)));
     if (!relay) {
         control_fail(req, "%s: out of memory", vm->name);
         return;

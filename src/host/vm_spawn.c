@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 
 #include "base/cleanup.h"
+#include "base/fault.h"
 #include "host/records.h"
 
 /* Keeps a descriptor open across the exec: dup2 onto itself clears CLOEXEC in the child. */
@@ -74,8 +75,9 @@ static int run(const struct spawn_params *p, int ready_fd, pid_t *ret_pid)
     }
     r = set_up(&actions, &attr, p->conn_fd, ready_fd);
     if (r == 0) /* execve does not change the strings; its type is older than const */
-        r = posix_spawn(ret_pid, p->config->guard, &actions, &attr, (char **)(uintptr_t)argv,
-                        environ);
+        r = -fault_error("host.spawn")
+                ?: posix_spawn(ret_pid, p->config->guard, &actions, &attr, (char **)(uintptr_t)argv,
+                               environ);
     posix_spawn_file_actions_destroy(&actions);
     posix_spawnattr_destroy(&attr);
     return -r;
@@ -89,7 +91,7 @@ int spawn_vm(const struct spawn_params *p, struct spawned *ret_spawned, struct e
     int fds[2];
     int r;
 
-    if (pipe2(fds, O_CLOEXEC) < 0)
+    if (FAULTY("host.pipe", pipe2(fds, O_CLOEXEC)) < 0)
         return err_sys(err, -errno, "pipe");
     ready_read = fds[0];
     ready_write = fds[1];
@@ -98,7 +100,9 @@ int spawn_vm(const struct spawn_params *p, struct spawned *ret_spawned, struct e
     r = run(p, ready_write, &s.pid);
     if (r < 0)
         return err_sys(err, r, "%s", p->config->guard);
-    s.pidfd = pidfd_open(s.pid, 0); /* nobody else reaps it, so the pid is still its own */
+    fault_point("host.spawned");
+    s.pidfd = FAULTY("host.pidfd",
+                     pidfd_open(s.pid, 0)); /* nobody else reaps it, so the pid is still its own */
     if (s.pidfd < 0) {
         r = -errno;
         (void)kill(s.pid, SIGKILL);

@@ -9,6 +9,7 @@
 #include <systemd/sd-daemon.h>
 
 #include "base/cleanup.h"
+#include "base/fault.h"
 #include "host/host.h"
 #include "host/vm_spawn.h"
 #include "wire/msg.h"
@@ -50,7 +51,7 @@ static void vm_free(struct vm *vm)
 static int vm_add(struct host *host, const char *name, pid_t pid, int pidfd, int ready_fd,
                   struct vm **ret_vm)
 {
-    struct vm *vm = calloc(1, sizeof(*vm));
+    struct vm *vm = FAULTY_ALLOC("host.vm-room", calloc(1, sizeof(*vm)));
     int r;
 
     if (!vm) {
@@ -144,6 +145,7 @@ static void vm_gone(struct vm *vm)
     char how[96], text[160], path[RECORD_PATH_MAX];
     bool bad = spawn_reap(vm->pidfd, how, sizeof(how));
 
+    fault_point("host.vm-gone");
     vm_unlink(vm);
     vm_socket_path(&host->config, vm->name, path);
     (void)unlink(path); /* a process that ended well has done it */
@@ -184,7 +186,7 @@ static int on_ready(sd_event_source *source, int fd, uint32_t events, void *user
 {
     struct vm *vm = user;
     char text[1024];
-    ssize_t n = read(fd, text, sizeof(text));
+    ssize_t n = FAULTY("host.read-ready", read(fd, text, sizeof(text)));
 
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
         return 0;
@@ -265,6 +267,7 @@ static void find_one(struct host *host, const char *name)
     int pidfd;
     struct vm *vm;
 
+    fault_point("host.find");
     vm_socket_path(&host->config, name, path);
     pid = listener_of(path);
     if (pid == 0) {

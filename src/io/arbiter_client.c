@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/fault.h"
 #include "io/arbiter_backend.h"
 
 /* What holds for every arbiter: at most one open request, bounded in time, whose answer must make
@@ -123,6 +124,7 @@ void arbiter_client_replied(struct arbiter_client *c, uint64_t sequence,
     }
     (void)snprintf(text, sizeof(text), "%s%s%s%s", why[0] ? "arbiter " : "",
                    why[0] ? c->backend->where : "", why[0] ? ": " : "", why);
+    fault_point("arbiter.reply");
     answer(c, copy.status, &copy.current, text);
 }
 
@@ -184,6 +186,7 @@ void arbiter_client_ask(struct arbiter_client *c, uint64_t id,
     strcpy(c->request.vm, c->vm);
     (void)sd_event_source_set_enabled(c->trouble, SD_EVENT_OFF); /* the previous request's */
     start_timer(c);
+    fault_point("arbiter.request");
     if (arb_request_check(&c->request, &err) < 0 ||
         c->backend->ops->ask(c->backend, c->sequence, &c->request, &err) < 0)
         give_up_later(c, err.text);

@@ -9,6 +9,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "base/fault.h"
 #include "io/lock.h"
 #include "io/thread.h"
 
@@ -50,6 +51,7 @@ static void *background_thread(void *arg)
         b->busy = true;
         pthread_mutex_unlock(&b->lock);
         task->result = task->work(task->user);
+        fault_point("task.done");
         pthread_mutex_lock(&b->lock);
         task->next = NULL;
         *b->over_end = task;
@@ -115,7 +117,7 @@ int background_new(sd_event *event, struct background **ret_background)
 int background_run(struct background *b, int (*work)(void *user),
                    void (*done)(void *user, int result), void *user)
 {
-    struct task *task = malloc(sizeof(*task));
+    struct task *task = FAULTY_ALLOC("task.room", malloc(sizeof(*task)));
 
     if (!task)
         return -ENOMEM;

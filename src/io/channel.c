@@ -9,6 +9,7 @@
 #include <sys/epoll.h>
 
 #include "base/cleanup.h"
+#include "base/fault.h"
 
 enum {
     IN_MAX = WIRE_HEADER_BYTES + 128 * 1024, /* no control message is longer */
@@ -209,7 +210,7 @@ static int on_io(sd_event_source *source, int fd, uint32_t events, void *user)
 int channel_new(sd_event *event, struct transport *t, enum wire_channel kind, int64_t priority,
                 const struct channel_callbacks *callbacks, void *user, struct channel **ret_channel)
 {
-    struct channel *c = calloc(1, sizeof(*c));
+    struct channel *c = FAULTY_ALLOC("tcp.channel-room", calloc(1, sizeof(*c)));
     int r;
 
     if (!c) {

@@ -7,6 +7,7 @@
 #include <sys/un.h>
 
 #include "base/cleanup.h"
+#include "base/fault.h"
 #include "io/control.h"
 
 enum { FDS_MAX = 4 }; /* descriptors looked at per read; the kernel closes what does not fit */
@@ -72,7 +73,7 @@ ssize_t control_buf_read(struct control_buf *buf, int sock, int *ret_fd)
     msg.msg_iov = &iov;
     msg.msg_iovlen = 1;
     do {
-        n = recvmsg(sock, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+        n = FAULTY("control.read", recvmsg(sock, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC));
     } while (n < 0 && errno == EINTR);
     if (n < 0)
         return -errno;
@@ -137,7 +138,7 @@ static ssize_t send_some(struct control_buf *buf, int sock, int fd)
         c->cmsg_len = CMSG_LEN(sizeof(fd));
         memcpy(CMSG_DATA(c), &fd, sizeof(fd));
     }
-    return sendmsg(sock, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+    return FAULTY("control.write", sendmsg(sock, &msg, MSG_DONTWAIT | MSG_NOSIGNAL));
 }
 
 int control_buf_flush(struct control_buf *buf, int sock, int *fd)

@@ -8,6 +8,7 @@
 #include <sys/un.h>
 
 #include "base/cleanup.h"
+#include "base/fault.h"
 #include "io/control.h"
 #include "io/control_line.h"
 #include "io/unix_socket.h"
@@ -141,7 +142,7 @@ static void client_request(struct client *c, const char *line, size_t n)
         client_refuse(c, err.text);
         return;
     }
-    req = malloc(sizeof(*req));
+    req = FAULTY_ALLOC("control.request-room", malloc(sizeof(*req)));
     if (!req) {
         json_decref(body);
         c->dead = true;
@@ -214,7 +215,8 @@ static bool client_allowed(int sock)
 static int on_accept(sd_event_source *source, int fd, uint32_t events, void *user)
 {
     struct control_server *s = user;
-    CLEANUP_FD int sock = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    CLEANUP_FD int sock =
+        FAULTY("control.accept", accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK));
     struct client *c;
 
     if (sock < 0 || s->n_clients == CONTROL_CLIENTS_MAX || !client_allowed(sock))

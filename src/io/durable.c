@@ -10,11 +10,12 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/fault.h"
 
 static int write_all(int fd, const uint8_t *bytes, size_t n)
 {
     while (n > 0) {
-        ssize_t r = write(fd, bytes, n);
+        ssize_t r = FAULTY("file.write", write(fd, bytes, n));
 
         if (r < 0 && errno == EINTR)
             continue;
@@ -34,7 +35,7 @@ int durable_sync_name(const char *path)
     if ((size_t)snprintf(folder, sizeof(folder), "%s", path) >= sizeof(folder))
         return -ENAMETOOLONG;
     fd = open(dirname(folder), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    return fd < 0 || fsync(fd) < 0 ? -errno : 0;
+    return fd < 0 || FAULTY("file.sync-name", fsync(fd)) < 0 ? -errno : 0;
 }
 
 int durable_replace(const char *path, const void *bytes, size_t n, struct err *err)
@@ -45,11 +46,12 @@ int durable_replace(const char *path, const void *bytes, size_t n, struct err *e
 
     if ((size_t)snprintf(new_path, sizeof(new_path), "%s.new", path) >= sizeof(new_path))
         return err_sys(err, -ENAMETOOLONG, "%s", path);
-    fd = open(new_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    fd = FAULTY("file.open", open(new_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
     if (fd < 0)
         return err_sys(err, -errno, "%s", new_path);
     r = write_all(fd, bytes, n);
-    if (r == 0 && (fsync(fd) < 0 || rename(new_path, path) < 0))
+    if (r == 0 &&
+        (FAULTY("file.sync", fsync(fd)) < 0 || FAULTY("file.rename", rename(new_path, path)) < 0))
         r = -errno;
     if (r == 0)
         r = durable_sync_name(path);

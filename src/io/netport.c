@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/fault.h"
 #include "io/announce.h"
 #include "io/tap.h"
 
@@ -166,8 +167,9 @@ static bool connect_hypervisor(struct netport *port)
 int netport_read_guest(struct netport *port, unsigned max, netport_frame_fn *on_frame, void *user)
 {
     uint64_t now = now_s();
-    int n = recvmmsg(port->guest_fd, port->batch, max < NETPORT_BATCH ? max : NETPORT_BATCH,
-                     MSG_DONTWAIT, NULL);
+    int n = FAULTY("net.guest-read",
+                   recvmmsg(port->guest_fd, port->batch, max < NETPORT_BATCH ? max : NETPORT_BATCH,
+                            MSG_DONTWAIT, NULL));
 
     if (n < 0) {
         /* A hypervisor that died while it was connected shows once, as ECONNRESET. */
@@ -205,7 +207,8 @@ static bool deliver_stuck(struct netport *port)
         port->n_stuck = 0;
         return true;
     }
-    n = send(port->guest_fd, port->stuck, port->n_stuck, MSG_DONTWAIT | MSG_NOSIGNAL);
+    n = FAULTY("net.guest-write",
+               send(port->guest_fd, port->stuck, port->n_stuck, MSG_DONTWAIT | MSG_NOSIGNAL));
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
         return false;
     if (n >= 0) {
@@ -224,7 +227,7 @@ static bool deliver_stuck(struct netport *port)
 /* Reads the next frame from the tap into `stuck`. 1, 0 when there is none, or -errno. */
 static int next_inbound(struct netport *port)
 {
-    ssize_t n = read(port->tap_fd, port->stuck, sizeof(port->stuck));
+    ssize_t n = FAULTY("net.tap-read", read(port->tap_fd, port->stuck, sizeof(port->stuck)));
 
     if (n < 0)
         return errno == EAGAIN || errno == EINTR ? 0 : -errno;
@@ -303,7 +306,7 @@ int netport_discard_inbound(struct netport *port)
 
 static int tap_send(struct netport *port, const uint8_t *bytes, size_t n_bytes)
 {
-    ssize_t n = write(port->tap_fd, bytes, n_bytes);
+    ssize_t n = FAULTY("net.tap-write", write(port->tap_fd, bytes, n_bytes));
 
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
         return -EAGAIN;

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/fault.h"
 
 /* Frames for the guest that the device holds while the guest stands still for a checkpoint: 4,096
  * are 40 ms of full frames at 1 Gbit/s, and at most 6 MiB. */
@@ -83,7 +84,7 @@ static int plug_in(int sock, const char *name, const struct tap_config *config, 
         return err_sys(err, -errno, "set the address of %s", name);
 
     bridge.ifr_ifindex = (int)if_nametoindex(name);
-    if (ioctl(sock, SIOCBRADDIF, &bridge))
+    if (FAULTY("net.tap-plug-in", ioctl(sock, SIOCBRADDIF, &bridge)))
         return errno == EOPNOTSUPP || errno == EINVAL
                    ? err_set(err, -errno, "%s is not a bridge: name one in nics[%u].bridge",
                              config->bridge, config->nic)
@@ -105,7 +106,7 @@ int tap_open(const struct tap_config *config, int *ret_fd, struct err *err)
     int rc;
 
     tap_name(config->vm, config->nic, req.ifr_name);
-    fd = open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC);
+    fd = FAULTY("net.tap-open", open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC));
     if (fd < 0)
         return err_sys(err, -errno, "/dev/net/tun");
     if (ioctl(fd, TUNSETIFF, &req))

@@ -11,6 +11,7 @@
 #include <sys/socket.h>
 
 #include "base/cleanup.h"
+#include "base/fault.h"
 
 struct transport_tcp {
     struct transport base;
@@ -27,7 +28,7 @@ static ssize_t tcp_readv(struct transport *t, const struct iovec *iov, int n_iov
     ssize_t n;
 
     do {
-        n = readv(tcp_of(t)->fd, iov, n_iov);
+        n = FAULTY("tcp.read", readv(tcp_of(t)->fd, iov, n_iov));
     } while (n < 0 && errno == EINTR);
     return n < 0 ? -errno : n;
 }
@@ -39,7 +40,7 @@ static ssize_t tcp_writev(struct transport *t, const struct iovec *iov, int n_io
     ssize_t n;
 
     do {
-        n = sendmsg(tcp_of(t)->fd, &msg, MSG_NOSIGNAL);
+        n = FAULTY("tcp.write", sendmsg(tcp_of(t)->fd, &msg, MSG_NOSIGNAL));
     } while (n < 0 && errno == EINTR);
     return n < 0 ? -errno : n;
 }
@@ -73,7 +74,7 @@ static const struct transport_ops tcp_ops = {
 
 struct transport *transport_tcp_new(int fd)
 {
-    struct transport_tcp *t = calloc(1, sizeof(*t));
+    struct transport_tcp *t = FAULTY_ALLOC("tcp.room", calloc(1, sizeof(*t)));
     int one = 1, zero = 0, stuck_ms = 3000;
 
     if (!t) {
@@ -137,7 +138,7 @@ int transport_tcp_connect(const char *address, int *ret_fd, struct err *err)
     fd = socket(list->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0)
         return err_sys(err, -errno, "connect to %s", address);
-    if (connect(fd, list->ai_addr, list->ai_addrlen) && errno != EINPROGRESS)
+    if (FAULTY("tcp.connect", connect(fd, list->ai_addr, list->ai_addrlen)) && errno != EINPROGRESS)
         return err_sys(err, -errno, "connect to %s", address);
     *ret_fd = take_fd(&fd);
     return 0;

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/fault.h"
 #include "io/log.h"
 
 /* The standby's copies of the VM's disks: what it says of them, and what becomes of them during a
@@ -65,10 +66,12 @@ static int on_consistent(void *user, uint64_t epoch, uint64_t term)
 
     fill_record(s, COPY_STANDBY, epoch, term, &record);
     r = reset_maps(s->body->disks, s->session, &err);
+    fault_point("standby.maps-reset");
     if (r >= 0)
         r = disks_record(s->body->disks, &record, &err);
     if (r >= 0)
         r = s->on_complete(s->user, &s->body->spec, s->primary, &err);
+    fault_point("standby.copy-complete");
     if (r < 0)
         log_error("disks: %s", err.text);
     return r;

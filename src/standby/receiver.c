@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "base/fault.h"
 #include "io/lock.h"
 #include "io/thread.h"
 #include "wire/page.h"
@@ -103,7 +104,7 @@ static int read_msg(struct receiver *r, uint64_t *wire_bytes, struct err *err)
 {
     uint8_t raw[WIRE_HEADER_BYTES];
     struct wire_header header;
-    int rc = transport_read_all(r->transport, raw, sizeof(raw));
+    int rc = fault_error("standby.receive") ?: transport_read_all(r->transport, raw, sizeof(raw));
 
     if (rc)
         return err_sys(err, rc, "data channel");
@@ -230,7 +231,7 @@ static int take_state(struct receiver *r, struct err *err)
 
     if (!r->in.n_state) {
         if (state->room < piece->total) {
-            uint8_t *room = realloc(state->bytes, piece->total);
+            uint8_t *room = FAULTY_ALLOC("standby.state-room", realloc(state->bytes, piece->total));
 
             if (!room)
                 return err_sys(err, -ENOMEM, "device state of %" PRIu64 " bytes", piece->total);
@@ -260,6 +261,7 @@ static int verify_epoch(struct receiver *r, struct err *err)
         end->n_disk_pieces != r->in.n_disk_pieces || r->in.n_state != r->in.state.n)
         return err_set(err, -EPROTO, "it is not whole");
     epoch_digest_get(r->digest, digest);
+    fault_point("standby.epoch-whole");
     if (memcmp(digest, end->digest, sizeof(digest)) != 0)
         return err_set(err, -EPROTO, "its digest is wrong");
     return 0;
@@ -281,6 +283,7 @@ static int read_epoch(struct receiver *r, uint64_t newest, uint64_t *wire_bytes,
     r->in.term = r->msg.u.epoch_begin.pair_term;
     r->in.disk.flushed = r->msg.u.epoch_begin.flushed;
     epoch_digest_reset(r->digest);
+    fault_point("standby.epoch-begins");
     do {
         rc = read_msg(r, wire_bytes, err);
         if (rc == 0 && (r->msg.epoch != r->in.epoch || r->msg.type == WIRE_EPOCH_BEGIN))
@@ -308,6 +311,7 @@ static int stage_disk(struct receiver *r, struct err *err)
     if (!r->disks.n_disks)
         return 0;
     if (!r->in.term && r->in.disk.n_records && !r->seeding_known) {
+        fault_point("standby.copy-begins");
         rc = r->disks.on_seeding(r->disks.user);
         r->seeding_known = true;
     }
@@ -380,6 +384,7 @@ static void work_apply(struct receiver *r)
     struct device_state was = r->applied;
 
     pthread_mutex_unlock(&r->lock);
+    fault_point("standby.apply");
     for (struct stage_chunk *chunk = r->staged.chunks; chunk; chunk = chunk->next)
         for (uint32_t i = 0; i < chunk->n_pages; i++) {
             uint64_t number = chunk->number[i];
@@ -388,6 +393,7 @@ static void work_apply(struct receiver *r)
             apply_page(r, number & ~STAGED_ZERO,
                        zero ? NULL : chunk->bytes + (size_t)i * STAGE_PAGE_BYTES);
         }
+    fault_point("standby.memory-applied");
     if (r->disks.n_disks)
         applier_commit(r->disks.applier, r->staged.epoch);
     pthread_mutex_lock(&r->lock);

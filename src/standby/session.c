@@ -33,6 +33,7 @@ static void send_ready(struct standby_shell *s, bool resumed)
     msg.u.ready.term = s->core.right;
     if (!resumed)
         standby_disks_describe(s, &msg.u.ready);
+    fault_point("standby.ready");
     channel_send(s->control, &msg);
 }
 
@@ -42,7 +43,6 @@ void session_send_ack(struct standby_shell *s, uint64_t epoch, uint64_t term)
     uint64_t durable = standby_disks_durable(s);
 
     msg.u.ack.durable = durable < epoch ? durable : epoch;
-
     fault_point("standby.staged");
     if (s->control)
         channel_send(s->control, &msg);
@@ -55,6 +55,7 @@ static int on_heartbeat(sd_event_source *source, uint64_t usec, void *user)
     struct wire_msg msg = {.type = WIRE_HEARTBEAT, .epoch = s->core.epoch};
 
     msg.u.heartbeat.seq = ++s->heartbeat_seq;
+    fault_point("standby.heartbeat");
     msg.u.heartbeat.term = s->core.right;
     if (s->control)
         channel_send(s->control, &msg);
@@ -254,6 +255,7 @@ static void accept_resume(struct standby_shell *s, struct knock *k, const struct
     session_drop(s, 0);          /* what is left of the broken link */
     standby_look_at_receiver(s); /* what it still brought */
     become_control(s, k, hello);
+    fault_point("standby.resume");
     standby_simple_event(s, SEV_LINK_RESUMED);
     send_ready(s, true);
 }
@@ -264,6 +266,7 @@ static void accept_data(struct standby_shell *s, struct knock *k, const struct w
 
     answer_hello(s, k->channel, hello, WIRE_OK, "");
     t = channel_take_transport(take_ptr(k->channel));
+    fault_point("standby.data");
     receiver_detach(s->receiver);
     if (receiver_attach(s->receiver, t) < 0) {
         t->ops->close(t);

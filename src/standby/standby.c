@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/fault.h"
 #include "io/log.h"
 #include "io/vm_json.h"
 
@@ -39,6 +40,7 @@ void standby_finish(struct standby_shell *s, const char *why)
     if (s->finish)
         return;
     log_info("discarding the copy: %s", why);
+    fault_point("standby.discard");
     (void)snprintf(s->why_finished, sizeof(s->why_finished), "%s", why);
     if (sd_event_add_defer(s->event, &s->finish, on_finish, s) < 0)
         (void)sd_event_exit(s->event, 1);
@@ -74,10 +76,12 @@ static void activate(struct standby_shell *s, const struct arb_record *record)
     int r;
 
     s->takeover.won_ms = unix_ms();
+    fault_point("standby.won");
     s->takeover.record = *record;
     (void)snprintf(s->takeover.from, sizeof(s->takeover.from), "%s", s->primary);
     receiver_detach(s->receiver);
     receiver_drain(s->receiver);
+    fault_point("standby.drained");
     r = s->applier ? take_disks(s, &err) : 0;
     receiver_report_get(s->receiver, &report);
     s->takeover.epoch = report.applied_epoch;
@@ -92,7 +96,9 @@ static void activate(struct standby_shell *s, const struct arb_record *record)
         for (i = 0; i < s->body->spec.n_nics; i++)
             while (netport_discard_inbound(s->body->ports[i]) > 0)
                 ;
+        fault_point("standby.restore");
         r = s->hyp->restore(s->body->vm, &state, &err);
+        fault_point("standby.restoring");
     }
     if (r < 0) {
         log_error("THE VM IS LOST: activation failed: %s", err.text);
@@ -106,11 +112,14 @@ static void on_running(void *user)
     uint32_t i;
 
     s->takeover.running_ms = unix_ms();
+    fault_point("standby.running");
     for (i = 0; i < s->body->spec.n_nics; i++)
         netport_announce(s->body->ports[i]);
+    fault_point("standby.announced");
     session_deliver_late(s);
     /* Up to now the primary has passed on what came for the guest. */
     session_drop(s, WIRE_BYE_TAKEN_OVER);
+    fault_point("standby.said-bye");
     if (s->applier)
         applier_finish(s->applier);
     s->takeover.applier = take_ptr(s->applier);
@@ -179,7 +188,9 @@ static void act(struct standby_shell *s, struct action *a)
 {
     switch (a->type) {
     case ACT_ARB_ASK:
+        fault_point("standby.ask");
         arbiter_client_ask(s->arbiter, a->u.ask.id, &a->u.ask.request);
+        fault_point("standby.asked");
         break;
     case ACT_LINK_DROP:
         if (a->u.bye != WIRE_BYE_TAKEN_OVER) /* else said when the VM runs: see on_running() */
@@ -289,6 +300,7 @@ static void on_arbiter_answer(void *user, uint64_t id, uint8_t status,
     ev.u.answer.id = id;
     ev.u.answer.status = status;
     ev.u.answer.current = *current;
+    fault_point("standby.answered");
     standby_event(s, &ev);
     if (s->core.arbiter_silent != was_silent)
         log_warning("%s", s->core.arbiter_silent ? why : "the arbiter answers again");
@@ -332,6 +344,7 @@ int standby_serve(struct standby_shell *s, const char *json, size_t n_json, stru
 
     if (!spec)
         return err_sys(err, -ENOMEM, "offer");
+    fault_point("standby.offer");
     r = vm_json_decode(json, n_json, spec, err);
     if (r >= 0 && strcmp(spec->name, s->vm) != 0)
         r = err_set(err, -EPROTO, "the offer is for '%s'", spec->name);
@@ -346,6 +359,7 @@ int standby_serve(struct standby_shell *s, const char *json, size_t n_json, stru
     arbiter_client_warm(s->arbiter);
     standby_init(&s->core, s->config->name, s->primary, &timing, clock_now_ns());
     s->serving = true;
+    fault_point("standby.serving");
     log_info("backing it for %s", s->primary);
     return 0;
 }

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/fault.h"
 #include "io/channel.h"
 #include "io/clock.h"
 #include "io/log.h"
@@ -97,6 +98,7 @@ static void on_message(void *user, const struct wire_msg *msg)
         return;
     }
     client->active_ns = clock_now_ns();
+    fault_point("witness.request");
     if (store_apply(server->store, &msg->u.arb_request, &answer.u.arb_reply, &err) < 0) {
         log_error("giving up, so that nothing wrong is answered: %s", err.text);
         server->failed = true;
@@ -104,7 +106,9 @@ static void on_message(void *user, const struct wire_msg *msg)
         client_drop(client);
         return;
     }
+    fault_point("witness.answer");
     channel_send(client->channel, &answer);
+    fault_point("witness.answered");
     log_reply(server, client, &msg->u.arb_request, &answer.u.arb_reply, &err);
 }
 
@@ -149,7 +153,8 @@ static int on_connection(sd_event_source *source, int fd, uint32_t events, void 
     static const struct channel_callbacks callbacks = {
         .on_hello = on_hello, .on_message = on_message, .on_broken = on_broken};
     struct server *server = user;
-    int conn = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK), on = 1;
+    int conn = FAULTY("witness.accept", accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    const int on = 1;
     struct transport *transport;
     struct client *client;
 

@@ -13,6 +13,7 @@
 #include <xxhash.h>
 
 #include "base/cleanup.h"
+#include "base/fault.h"
 #include "wire/buf.h"
 #include "wire/layout.h"
 
@@ -77,7 +78,7 @@ static ssize_t read_up_to(int fd, uint8_t *buf, size_t n)
     size_t got = 0;
 
     while (got < n) {
-        ssize_t r = read(fd, buf + got, n - got);
+        ssize_t r = FAULTY("witness.read", read(fd, buf + got, n - got));
 
         if (r < 0 && errno != EINTR)
             return -errno;
@@ -114,17 +115,18 @@ static int register_read(const struct store *store, const char *vm, bool sync,
 static int new_file_write(const struct store *store, const struct file_form *form)
 {
     CLEANUP_FD int fd =
-        openat(store->dir_fd, FILE_NEW, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+        FAULTY("witness.make", openat(store->dir_fd, FILE_NEW,
+                                      O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
     ssize_t n;
 
     if (fd < 0)
         return -errno;
-    n = write(fd, form, sizeof(*form));
+    n = FAULTY("witness.write", write(fd, form, sizeof(*form)));
     if (n < 0)
         return -errno;
     if (n < (ssize_t)sizeof(*form))
         return -ENOSPC; /* short: there was room for a part only */
-    return fdatasync(fd) < 0 ? -errno : 0;
+    return FAULTY("witness.sync", fdatasync(fd)) < 0 ? -errno : 0;
 }
 
 /* Replaces a VM's register, which holds `old` now. 0; -ENOTRECOVERABLE as store_apply(); another
@@ -141,7 +143,8 @@ static int register_write(const struct store *store, const char *vm, const struc
     record_form_put(&form.record, record);
     form.checksum = le64_of(file_checksum(&form));
     r = new_file_write(store, &form);
-    if (r == 0 && renameat(store->dir_fd, FILE_NEW, store->dir_fd, vm) < 0) {
+    if (r == 0 &&
+        FAULTY("witness.rename", renameat(store->dir_fd, FILE_NEW, store->dir_fd, vm)) < 0) {
         r = -errno;
         /* A failed rename changed nothing, but not every file system keeps to that. */
         if (register_read(store, vm, false, &there, NULL) < 0 || !arb_record_equal(&there, old))
@@ -152,7 +155,7 @@ static int register_write(const struct store *store, const char *vm, const struc
         (void)unlinkat(store->dir_fd, FILE_NEW, 0); /* if it stays, the next write says so */
         return err_sys(err, r, "%s: cannot store term %llu", vm, (unsigned long long)record->term);
     }
-    if (fsync(store->dir_fd) < 0)
+    if (FAULTY("witness.sync-dir", fsync(store->dir_fd)) < 0)
         return err_sys(err, -ENOTRECOVERABLE, "%s: term %llu may be on the disk or not: sync: %s",
                        vm, (unsigned long long)record->term, strerror(errno));
     return 0;

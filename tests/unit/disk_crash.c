@@ -9,6 +9,7 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
+#include "base/fault.h"
 #include "disk/applier.h"
 #include "disk_rig.h"
 
@@ -286,7 +287,7 @@ static void run_child(const struct life *life)
     if (pid == 0) {
         (void)setenv("CMOCKA_TEST_ABORT", "1", 1); /* a failed assertion ends the child */
         if (life->fault)
-            (void)setenv("UNDERSTUDY_FAULT", life->fault, 1);
+            fault_arm(life->fault);
         live(life);
         _exit(0);
     }
@@ -422,8 +423,8 @@ static uint64_t check(const struct life *life, bool power_failed)
 /* One child's life and what comes after it. Returns where the disks stand. */
 static uint64_t one_life(const struct life *life)
 {
-    static const char *const faults[] = {"standby.applying:9", "standby.redo-synced:1",
-                                         "standby.log-reset:1", "standby.log-reset:2"};
+    static const char *const faults[] = {"redo.apply 9 stop", "redo.synced 1 stop",
+                                         "redo.reset 1 stop", "redo.was-reset 1 stop"};
     uint64_t seed = life->seed, die_at = world->die_at;
     bool power_failed = false;
 
@@ -492,29 +493,29 @@ static void killed_at_each_step(void **state)
         const char *fault;
         unsigned n_seeding;
     } points[] = {
-        {"standby.redo-append:1", 0}, /* before its body, before its header, after it */
-        {"standby.redo-append:2", 0},
-        {"standby.redo-append:3", 0},
-        {"standby.redo-append:31", 2},
-        {"standby.redo-append:32", 0},
-        {"standby.redo-append:60", 0},
-        {"standby.redo-synced:1", 0},
-        {"standby.redo-synced:1", 3},
-        {"standby.redo-synced:6", 0},
-        {"standby.applying:1", 0},
-        {"standby.applying:2", 0},
-        {"standby.applying:77", 0},
-        {"standby.applying:78", 3},
-        {"standby.applying:150", 0},
-        {"standby.applied:1", 0},
-        {"standby.applied:20", 0},
-        {"standby.images-synced:1", 0},
-        {"standby.images-synced:1", 4},
-        {"standby.images-synced:2", 0},
-        {"standby.finish:1", 0},
-        {"standby.log-reset:1", 0}, /* before the header, after it */
-        {"standby.log-reset:2", 0},
-        {"standby.finish:2", 0},
+        {"redo.append 1 stop", 0}, /* before its body, before its header, after it */
+        {"redo.appending 1 stop", 0},
+        {"redo.appended 1 stop", 0},
+        {"redo.append 11 stop", 2},
+        {"redo.appending 11 stop", 0},
+        {"redo.appended 20 stop", 0},
+        {"redo.synced 1 stop", 0},
+        {"redo.synced 1 stop", 3},
+        {"redo.synced 6 stop", 0},
+        {"redo.apply 1 stop", 0},
+        {"redo.apply 2 stop", 0},
+        {"redo.apply 77 stop", 0},
+        {"redo.apply 78 stop", 3},
+        {"redo.apply 150 stop", 0},
+        {"applier.applied 1 stop", 0},
+        {"applier.applied 20 stop", 0},
+        {"applier.images-synced 1 stop", 0},
+        {"applier.images-synced 1 stop", 4},
+        {"applier.images-synced 2 stop", 0},
+        {"applier.finish 1 stop", 0},
+        {"redo.reset 1 stop", 0}, /* before the header, after it */
+        {"redo.was-reset 1 stop", 0},
+        {"applier.finished 1 stop", 0},
     };
     uint64_t seed = 54321, base = 0;
 

@@ -112,26 +112,15 @@ def restart_standby(lab, primary, standby, fault=None):
     lab.restart_host(standby)
 
 
-def arm_quietly(lab, primary, standby, fault):
-    """Arms a fault point that recovering and bringing up to date would reach, too: there is
-    nothing to recover and hardly anything to copy."""
-    disks.be_quiet(lab, primary)
-    restart_standby(lab, primary, standby)  # after which its redo log is empty
-    lab.wait_state(primary, "protected", 40)
-    restart_standby(lab, primary, standby, fault)
-    lab.wait_state(primary, "protected", 40)
-
-
-def dies_at(name, point, hits, quietly=False):
+def dies_at(name, point, hits, recovering=False):
     """A test in which the standby is killed at a step of keeping and applying an epoch: when it is
     back, its copy is brought up to date and is the same as the primary's."""
     def test(lab, primary, standby):
         acks = Acks(lab)  # whose answers make epochs frequent
-        if quietly:
-            arm_quietly(lab, primary, standby, f"standby.{point}:{hits}")
-            disks.go_on(lab)
+        if recovering:
+            restart_standby(lab, primary, standby, f"{point} {hits} stop")
         else:
-            restart_standby(lab, primary, standby, f"standby.{point}:{hits}")
+            lab.fault_files[standby].arm(f"{point} {hits} stop")
         wait_frozen(lab, standby)
         restart_standby(lab, primary, standby)
         lab.wait_state(primary, "protected", 40)
@@ -144,16 +133,16 @@ def dies_at(name, point, hits, quietly=False):
     vm.test(test)
 
 
-dies_at("dies_before_the_log", "redo-append", 31)
-dies_at("dies_in_the_log", "redo-append", 32)
-dies_at("dies_behind_the_log", "redo-append", 33)
-dies_at("dies_after_a_sync", "redo-synced", 10)
-dies_at("dies_while_recovering", "applying", 40)
-dies_at("dies_while_applying", "applying", 400, quietly=True)
-dies_at("dies_after_applying", "applied", 60)
-dies_at("dies_with_images_synced", "images-synced", 1)
-dies_at("dies_while_the_log_starts", "log-reset", 1)
-dies_at("dies_when_the_log_has_started", "log-reset", 2)
+dies_at("dies_before_the_log", "redo.append", 11)
+dies_at("dies_in_the_log", "redo.appending", 11)
+dies_at("dies_behind_the_log", "redo.appended", 11)
+dies_at("dies_after_a_sync", "redo.synced", 10)
+dies_at("dies_while_recovering", "redo.apply", 40, recovering=True)
+dies_at("dies_while_applying", "redo.apply", 200)
+dies_at("dies_after_applying", "applier.applied", 60)
+dies_at("dies_with_images_synced", "applier.images-synced", 1, recovering=True)
+dies_at("dies_while_the_log_starts", "redo.reset", 1, recovering=True)
+dies_at("dies_when_the_log_has_started", "redo.was-reset", 1, recovering=True)
 
 
 @vm.test
@@ -317,7 +306,7 @@ def both_lost_after_an_acknowledgement():
         options = disks.vm_options(lab, "hosta", interval="  interval:\n    min: 200ms\n")
         lab.start_vm(**options)
         lab.wait_state("hosta", "protected", 40)
-        restart_standby(lab, "hosta", "hostb", "standby.acked:45")
+        restart_standby(lab, "hosta", "hostb", "standby.acked 45 stop")
         lab.wait_state("hosta", "protected", 40)
         for host in ("hosta", "hostb"):
             lab.lab("cut", host, "witness")  # so that the primary cannot go on without its standby

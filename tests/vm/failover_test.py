@@ -65,43 +65,43 @@ def die_at(point, host="hosta"):
 @tap.test
 def dies_in_a_pause():
     """the primary dies while the VM is paused for a checkpoint"""
-    return die_at("guard.paused:300")
+    return die_at("guard.paused 300 stop")
 
 
 @tap.test
 def dies_in_a_transfer():
     """the primary dies in the middle of a transfer"""
-    return die_at("guard.sending:1500")
+    return die_at("guard.sending 1500 stop")
 
 
 @tap.test
 def dies_before_the_acknowledgement():
     """the primary dies when an epoch is sent and not acknowledged"""
-    return die_at("guard.sent:300")
+    return die_at("guard.sent 300 stop")
 
 
 @tap.test
 def dies_after_the_acknowledgement():
     """the primary dies between an acknowledgement and the release of its frames"""
-    return die_at("guard.acked:300")
+    return die_at("guard.acked 300 stop")
 
 
 @tap.test
 def standby_dies_before_acknowledging():
     """the standby dies with a whole epoch that it has not acknowledged"""
-    return die_at("standby.staged:300", "hostb")
+    return die_at("standby.staged 300 stop", "hostb")
 
 
 @tap.test
 def standby_dies_after_acknowledging():
     """the standby dies right after an acknowledgement"""
-    return die_at("standby.acked:300", "hostb")
+    return die_at("standby.acked 300 stop", "hostb")
 
 
 @tap.test
 def dies_while_seeding():
     """a VM that dies while it is seeded dies with its host, and nobody claims otherwise"""
-    with Rig("seeding", faults={"hosta": "guard.seeding:3"}) as lab:
+    with Rig("seeding", faults={"hosta": "guard.seeding 3 stop"}) as lab:
         lab.must("hosta", "start", "--no-wait", lab.vm_file())
         wait_frozen(lab, "hosta")
         expect(not lab.status("hostb").get("protected"), "a half copy counts as protection")

@@ -13,6 +13,8 @@ import subprocess
 import sys
 import time
 
+from faults import FaultFile
+
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BUILD = os.path.abspath(os.environ.get("BUILD", os.path.join(TOP, "build")))
 GUEST = os.environ.get("GUEST_IMAGE", os.path.join(TOP, "build", "guest"))
@@ -142,7 +144,8 @@ class Rig:
         self.env = dict(os.environ, LAB=self.name, LAB_DIR=self.dir, UNDERSTUDY_BIN=":".join(
             f"{BUILD}/src/{d}" for d in ("cli", "host", "witness", "guard", ".")))
         self.config = config + (f"emulator: {emulator}\n" if emulator else "")
-        self.faults = faults or {}
+        self.faults = faults or {}  # by host: the order that its processes start with
+        self.fault_files = {}
         self.daemons = {}
         self.clients = []
 
@@ -174,7 +177,10 @@ class Rig:
     def start_daemon(self, host):
         command = (["understudy-witness", "--listen", "10.77.0.4:7710", "--state",
                     f"{self.dir}/witness/state"] if host == "witness" else ["understudyd"])
-        env = {"UNDERSTUDY_FAULT": self.faults[host]} if host in self.faults else None
+        if host not in self.fault_files:
+            self.fault_files[host] = FaultFile(f"{self.dir}/{host}.faults")
+        self.fault_files[host].arm(self.faults.get(host))
+        env = {"UNDERSTUDY_FAULTS": f"{self.dir}/{host}.faults"}
         with open(self.log_path(host), "a", encoding="ascii") as log:
             self.daemons[host] = self.spawn(host, command, log, log, env)
         if host == "witness":
@@ -199,6 +205,8 @@ class Rig:
             client.process.wait(10)
         for daemon in self.daemons.values():
             daemon.wait(10)
+        for file in self.fault_files.values():
+            file.close()
 
     def __enter__(self):
         try:

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/fault.h"
 #include "io/clock.h"
 #include "hyp/qemu/vm.h"
 #include "io/log.h"
@@ -72,6 +73,7 @@ static void complete_if_all_seen(struct hyp_vm *vm)
         fail_checkpoint(vm, "QEMU wrote no device state");
         return;
     }
+    fault_point("hyp.state-complete");
     vm->timing.state_ns = clock_now_ns() - vm->order_ns;
     disarm(&vm->stream);
     vm_end(vm, VM_IDLE, VM_OUTCOME_CHECKPOINT, "device state complete");
@@ -87,7 +89,7 @@ static int stream_grow(struct vm_stream *stream)
         return -EFBIG;
     if (stream->cap - stream->n_bytes >= STREAM_READ_MIN_BYTES)
         return 0;
-    grown = realloc(stream->bytes, cap);
+    grown = FAULTY_ALLOC("hyp.state-room", realloc(stream->bytes, cap));
     if (!grown)
         return -ENOMEM;
     stream->bytes = grown;
@@ -106,7 +108,8 @@ static ssize_t stream_read(struct vm_stream *stream, int fd)
         stream->unfit = "the device state is too large";
     if (stream->unfit)
         return recv(fd, nowhere, sizeof(nowhere), MSG_DONTWAIT);
-    n = recv(fd, stream->bytes + stream->n_bytes, stream->cap - stream->n_bytes, MSG_DONTWAIT);
+    n = FAULTY("hyp.state-read", recv(fd, stream->bytes + stream->n_bytes,
+                                      stream->cap - stream->n_bytes, MSG_DONTWAIT));
     if (n > 0)
         stream->n_bytes += (size_t)n;
     return n;
@@ -152,7 +155,7 @@ int vm_arm(struct hyp_vm *vm)
 
     if (stream->fd >= 0)
         return 0;
-    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) < 0)
+    if (FAULTY("hyp.arm", socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds)) < 0)
         return -errno;
     ours = fds[0];
     theirs = fds[1];
@@ -205,6 +208,7 @@ int vm_checkpoint(struct hyp_vm *vm, struct err *err)
     if (r < 0)
         return err_sys(err, r, "QMP migrate");
     qmp_prepare(vm->qmp, vm->n_disks > 0 ? "query-blockstats" : "cont", "");
+    fault_point("hyp.checkpoint");
     vm_set_phase(vm, VM_CHECKPOINT, "ordered");
     if (!vm->running) /* QEMU will not say STOP */
         vm_stopped(vm);
@@ -267,6 +271,7 @@ int vm_resume(struct hyp_vm *vm, struct err *err)
     r = qmp_send(vm->qmp, "cont", "", -1, on_cont, vm);
     if (r < 0)
         return err_sys(err, r, "QMP cont");
+    fault_point("hyp.resume");
     vm_set_phase(vm, VM_RESUME, "ordered");
     vm_set_timer(vm, vm->answer_timeout_ms);
     return 0;

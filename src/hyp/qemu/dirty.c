@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/fault.h"
 #include "hyp/qemu/uapi.h"
 
 enum {
@@ -199,7 +200,7 @@ int dirty_start(struct dirty *d, pid_t pid, int uffd, uint64_t base, uint64_t n_
     if (ioctl(uffd, UFFDIO_REGISTER, &range) < 0)
         return err_sys(err, -errno, "userfaultfd: UFFDIO_REGISTER on the guest's memory");
     (void)snprintf(path, sizeof(path), "/proc/%d/pagemap", (int)pid);
-    pagemap_fd = open(path, O_RDONLY | O_CLOEXEC);
+    pagemap_fd = FAULTY("hyp.open-pagemap", open(path, O_RDONLY | O_CLOEXEC));
     if (pagemap_fd < 0)
         return err_sys(err, -errno, "%s", path);
     started.pagemap_fd = pagemap_fd;

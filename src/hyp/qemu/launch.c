@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/fault.h"
 #include "hyp/qemu/args.h"
 #include "io/clock.h"
 #include "hyp/qemu/spawn.h"
@@ -138,7 +139,8 @@ static int start_process(struct hyp_vm *vm, const struct hyp_launch *launch, str
         r = make_qmp_socket(vm->qmp_path, &listener, &client, err);
     if (r < 0)
         return r;
-    log_fd = open(vm->log_path, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0600);
+    log_fd = FAULTY("hyp.open-log",
+                    open(vm->log_path, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0600));
     if (log_fd < 0)
         return err_sys(err, -errno, "%s", vm->log_path);
     r = qmp_new(client, &vm_qmp_callbacks, vm, &vm->qmp);

@@ -11,6 +11,7 @@
 #include <sys/uio.h>
 
 #include "base/cleanup.h"
+#include "base/fault.h"
 #include "hyp/qemu/deadline.h"
 
 enum {
@@ -111,6 +112,7 @@ static void handle_reply(struct qmp *qmp, const json_t *root, const json_t *ret)
         return;
     }
     answered = qmp->pending[0];
+    fault_point("qmp.reply");
     qmp->n_pending--;
     memmove(qmp->pending, qmp->pending + 1, qmp->n_pending * sizeof(qmp->pending[0]));
     if (ret)
@@ -127,6 +129,7 @@ static void handle_event(struct qmp *qmp, const json_t *root, const json_t *even
         set_broken(qmp, -EPROTO, "a malformed event");
         return;
     }
+    fault_point("qmp.event");
     qmp->callbacks->on_event(qmp->user, json_string_value(event), data);
 }
 
@@ -200,7 +203,7 @@ void qmp_feed(struct qmp *qmp, const char *bytes, size_t n_bytes)
 static bool read_some(struct qmp *qmp)
 {
     char bytes[READ_BYTES];
-    ssize_t n = recv(qmp->fd, bytes, sizeof(bytes), MSG_DONTWAIT);
+    ssize_t n = FAULTY("qmp.read", recv(qmp->fd, bytes, sizeof(bytes), MSG_DONTWAIT));
 
     if (n > 0)
         qmp_feed(qmp, bytes, (size_t)n);
@@ -252,7 +255,7 @@ static ssize_t send_with_fd(int sock, const char *line, size_t n, int fd)
         cmsg->cmsg_len = CMSG_LEN(sizeof(int));
         memcpy(CMSG_DATA(cmsg), &fd, sizeof(int));
     }
-    return sendmsg(sock, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
+    return FAULTY("qmp.write", sendmsg(sock, &msg, MSG_NOSIGNAL | MSG_DONTWAIT));
 }
 
 /* Sends text that is part of a command. */

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/fault.h"
 #include "io/clock.h"
 #include "hyp/qemu/vm.h"
 
@@ -60,8 +61,9 @@ static int on_writable(sd_event_source *source, int fd, uint32_t events, void *u
     ssize_t n;
 
     while (feed->n_sent < feed->n_bytes) {
-        n = send(fd, feed->bytes + feed->n_sent, feed->n_bytes - feed->n_sent,
-                 MSG_DONTWAIT | MSG_NOSIGNAL);
+        n = FAULTY("hyp.restore-write",
+                   send(fd, feed->bytes + feed->n_sent, feed->n_bytes - feed->n_sent,
+                        MSG_DONTWAIT | MSG_NOSIGNAL));
         if (n < 0 && (errno == EAGAIN || errno == EINTR))
             return 0;
         if (n < 0) /* QEMU does not want it: its end, or the time-out, tells why */
@@ -109,7 +111,7 @@ int vm_restore(struct hyp_vm *vm, const struct hyp_state *state, struct err *err
 
     if (r < 0)
         return r;
-    copy = malloc(state->n_bytes);
+    copy = FAULTY_ALLOC("hyp.restore-room", malloc(state->n_bytes));
     if (!copy)
         return err_sys(err, -ENOMEM, "a device state of %zu bytes", state->n_bytes);
     memcpy(copy, state->bytes, state->n_bytes);
@@ -134,6 +136,7 @@ void vm_restore_event(struct hyp_vm *vm)
 {
     if (vm->phase != VM_RESTORE || vm->migration != VM_MIGRATION_COMPLETED)
         return;
+    fault_point("hyp.restored");
     if (vm->running) {
         vm_now_running(vm);
     } else {

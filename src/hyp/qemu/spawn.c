@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/fault.h"
 #include "hyp/qemu/deadline.h"
 
 /* Fills in what happens in the child between fork and exec. Returns an errno, as posix_spawn(3). */
@@ -59,11 +60,13 @@ int spawn(char *const argv[], int output_fd, int extra_fd, pid_t *ret_pid, int *
     }
     e = describe_child(&actions, &attr, output_fd, extra_fd);
     if (!e)
-        e = posix_spawnp(&pid, argv[0], &actions, &attr, argv, environ);
+        e = -fault_error("hyp.spawn")
+                ?: posix_spawnp(&pid, argv[0], &actions, &attr, argv, environ);
     posix_spawnattr_destroy(&attr);
     posix_spawn_file_actions_destroy(&actions);
     if (e)
         return err_sys(err, -e, "%s", argv[0]);
+    fault_point("hyp.spawned");
     pidfd = (int)syscall(SYS_pidfd_open, pid, 0); /* our unreaped child: the pid is still its own */
     if (pidfd < 0) {
         e = errno;

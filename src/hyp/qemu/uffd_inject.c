@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/fault.h"
 #include "io/clock.h"
 #include "hyp/qemu/uapi.h"
 
@@ -219,7 +220,7 @@ static int make_and_copy(struct tracee *t, int pidfd, int *ret_uffd, struct err 
         return err_sys(err, r, "ptrace: run userfaultfd in process %d", (int)t->pid);
     if (remote_fd < 0)
         return err_sys(err, (int)remote_fd, "userfaultfd in process %d", (int)t->pid);
-    uffd = (int)syscall(SYS_pidfd_getfd, pidfd, (int)remote_fd, 0);
+    uffd = (int)FAULTY("hyp.take-uffd", syscall(SYS_pidfd_getfd, pidfd, (int)remote_fd, 0));
     if (uffd < 0)
         err_sys(err, r = -errno, "pidfd_getfd from process %d", (int)t->pid);
     if (tracee_syscall(t, SYS_close, (uint64_t)remote_fd, &closed) < 0 || closed < 0)
@@ -241,8 +242,10 @@ int uffd_inject(pid_t pid, int pidfd, int *ret_uffd, struct err *err)
         return r;
     r = tracee_seize(&t, err);
     seized = r == 0;
+    fault_point("hyp.seized");
     if (seized)
         r = make_and_copy(&t, pidfd, &uffd, err);
+    fault_point("hyp.injected");
     released = tracee_release(&t, seized);
     if (r < 0)
         return r;
