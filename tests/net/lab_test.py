@@ -374,19 +374,20 @@ def test_two_labs():
     assert not two.leftovers(), two.leftovers()
 
 
-def main():
+def main(module):
+    """Runs the functions test_* of a module, which may return a note; prints TAP."""
     if os.geteuid() != 0:
         print("1..0 # SKIP network namespaces need root")
         return 0
-    tests = [f for n, f in globals().items() if n.startswith("test_")]
+    tests = [f for n, f in module.items() if n.startswith("test_")]
     if len(sys.argv) > 1:
         tests = [f for f in tests if f.__name__[5:] in sys.argv[1:]]
     failed = 0
     print(f"1..{len(tests)}", flush=True)
     for number, test in enumerate(tests, 1):
-        problem = None
+        problem = note = None
         try:
-            test()
+            note = test()
             left = Lab(NAME).leftovers()
             assert not left, f"left behind: {left}"
         except Exception:    # pylint: disable=broad-except # each test for itself
@@ -394,7 +395,8 @@ def main():
             for name in (NAME, NAME + "b"):
                 Lab(name).run("down")
         failed += problem is not None
-        print(f"{'not ok' if problem else 'ok'} {number} - {test.__name__[5:]}", flush=True)
+        print(f"{'not ok' if problem else 'ok'} {number} - {test.__name__[5:]}"
+              + (f" # {note}" if note else ""), flush=True)
         if problem:
             print("# " + problem.strip().replace("\n", "\n# "), flush=True)
     return failed > 0
@@ -403,4 +405,4 @@ def main():
 LINKS_BEFORE = set(os.listdir("/sys/class/net"))
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(globals()))

@@ -142,7 +142,8 @@ class Rig:
         self.hosts = hosts
         self.dir = f"/run/understudy-lab/{self.name}"
         self.env = dict(os.environ, LAB=self.name, LAB_DIR=self.dir, UNDERSTUDY_BIN=":".join(
-            f"{BUILD}/src/{d}" for d in ("cli", "host", "witness", "guard", ".")))
+            f"{BUILD}/{d}" for d in ("src/cli", "src/host", "src/witness", "src/guard", "src",
+                                     "tools")))
         self.config = config + (f"emulator: {emulator}\n" if emulator else "")
         self.faults = faults or {}  # by host: the order that its processes start with
         self.fault_files = {}
