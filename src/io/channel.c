@@ -20,7 +20,8 @@ enum {
 struct channel {
     struct transport *transport;
     sd_event_source *source;
-    sd_event_source *broken_source; /* defers on_broken to the loop */
+    sd_event_source *pending_source; /* on while the transport has bytes that poll does not see */
+    sd_event_source *broken_source;  /* defers on_broken to the loop */
     enum wire_channel kind;
     const struct channel_callbacks *callbacks;
     void *user;
@@ -49,18 +50,25 @@ static void fail(struct channel *c, const char *why)
     c->broken = true;
     (void)snprintf(c->why, sizeof(c->why), "%s", why);
     (void)sd_event_source_set_enabled(c->source, SD_EVENT_OFF);
+    (void)sd_event_source_set_enabled(c->pending_source, SD_EVENT_OFF);
     /* Without memory for the event source, silence will tell what the callback cannot. */
     if (sd_event_add_defer(sd_event_source_get_event(c->source), &c->broken_source,
                            on_broken_dispatch, c) >= 0)
         (void)sd_event_source_set_priority(c->broken_source, SD_EVENT_PRIORITY_IMPORTANT);
 }
 
+/* Has the loop wake us for whatever brings the connection on. */
 static void watch(struct channel *c)
 {
-    uint32_t events = EPOLLIN | (c->out_from < c->out_to ? EPOLLOUT : 0);
+    const struct transport_ops *ops = c->transport->ops;
+    bool write = ops->wants_write ? ops->wants_write(c->transport) : c->out_from < c->out_to;
 
-    if (!c->broken)
-        (void)sd_event_source_set_io_events(c->source, events);
+    if (c->broken)
+        return;
+    (void)sd_event_source_set_io_events(c->source, EPOLLIN | (write ? EPOLLOUT : 0));
+    if (ops->pending)
+        (void)sd_event_source_set_enabled(
+            c->pending_source, ops->pending(c->transport) ? SD_EVENT_ON : SD_EVENT_OFF);
 }
 
 static void flush(struct channel *c)
@@ -72,7 +80,7 @@ static void flush(struct channel *c)
         if (n == -EAGAIN || n == -ENOTCONN)
             break; /* ENOTCONN: still connecting */
         if (n < 0)
-            fail(c, strerror((int)-n));
+            fail(c, transport_why((int)n));
         else
             c->out_from += (size_t)n;
     }
@@ -172,7 +180,7 @@ static bool read_some(struct channel *c, bool *freed)
     if (n == -EAGAIN || n == -ENOTCONN)
         return false;
     if (n <= 0) {
-        fail(c, n == 0 ? "the peer closed the connection" : strerror((int)-n));
+        fail(c, transport_why(n == 0 ? -ECONNRESET : (int)n));
         return false;
     }
     c->in_have += (size_t)n;
@@ -189,21 +197,31 @@ static bool read_some(struct channel *c, bool *freed)
     return true;
 }
 
-static int on_io(sd_event_source *source, int fd, uint32_t events, void *user)
+/* Reads first: in a handshake that is what brings the writing on, whichever of both it waits for. */
+static void work(struct channel *c)
 {
-    struct channel *c = user;
     bool freed = false;
-    int i;
 
     c->freed = &freed;
-    if (events & EPOLLOUT)
-        flush(c);
-    for (i = 0; i < 2 * MESSAGES_PER_WAKEUP && !c->broken; i++) {
+    for (int i = 0; i < 2 * MESSAGES_PER_WAKEUP && !c->broken; i++) {
         if (!read_some(c, &freed))
             break;
     }
-    if (!freed)
+    if (!freed) {
+        flush(c);
         c->freed = NULL;
+    }
+}
+
+static int on_io(sd_event_source *source, int fd, uint32_t events, void *user)
+{
+    work(user);
+    return 0;
+}
+
+static int on_pending(sd_event_source *source, void *user)
+{
+    work(user);
     return 0;
 }
 
@@ -227,10 +245,17 @@ int channel_new(sd_event *event, struct transport *t, enum wire_channel kind, in
         r = sd_event_add_io(event, &c->source, t->ops->fd(t), EPOLLIN, on_io, c);
     if (r >= 0)
         r = sd_event_source_set_priority(c->source, priority);
+    if (r >= 0)
+        r = sd_event_add_defer(event, &c->pending_source, on_pending, c);
+    if (r >= 0)
+        r = sd_event_source_set_priority(c->pending_source, priority);
+    if (r >= 0)
+        r = sd_event_source_set_enabled(c->pending_source, SD_EVENT_OFF);
     if (r < 0) {
         channel_close(c);
         return r;
     }
+    watch(c);
     *ret_channel = c;
     return 0;
 }
@@ -246,6 +271,7 @@ static void channel_free(struct channel *c)
     if (c->freed)
         *c->freed = true;
     sd_event_source_disable_unref(c->source);
+    sd_event_source_disable_unref(c->pending_source);
     sd_event_source_disable_unref(c->broken_source);
     free(c);
 }

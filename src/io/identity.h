@@ -22,19 +22,22 @@ struct public_key {
 bool public_key_equal(const struct public_key *a, const struct public_key *b);
 bool public_key_none(const struct public_key *key);
 
-/* Reads "ed25519:BASE64". 0, or -EINVAL with the reason. */
+/* Reads "ed25519:BASE64", in the one way that public_key_format() writes it. 0, or -EINVAL with the
+ * reason. */
 int public_key_parse(const char *text, struct public_key *ret_key, struct err *err) US_MUST_CHECK;
 void public_key_format(const struct public_key *key, char out[static PUBLIC_KEY_TEXT]);
 
 struct identity;
 
-/* Reads the private key from a file (PEM). make: a missing file is made first, mode 0600, durably.
- * A file that others than its owner may read is refused (-EPERM), a damaged one too (-EBADMSG).
- * Blocks on the disk. The caller owns *ret_identity. */
+/* Reads the private key from a file (PEM, PKCS#8, RFC 8410). make: a missing file is made first,
+ * mode 0600, durably. A file that others may read or write, or that is not ours, is refused
+ * (-EPERM); one that is damaged or holds anything else too (-EBADMSG). Blocks on the disk. The
+ * caller owns *ret_identity. */
 int identity_load(const char *path, bool make, struct identity **ret_identity,
                   struct err *err) US_MUST_CHECK;
 
 const struct public_key *identity_public(const struct identity *identity); /* borrowed */
+struct evp_pkey_st *identity_key(const struct identity *identity); /* for tls.c; borrowed */
 void identity_free(struct identity *identity); /* wipes the key; NULL is allowed */
 
 #endif

@@ -72,10 +72,19 @@ static const struct transport_ops tcp_ops = {
     .close = tcp_close,
 };
 
+void transport_tune(int fd)
+{
+    int one = 1, zero = 0, stuck_ms = 3000;
+
+    /* A UNIX socket does not know these: no harm. */
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &stuck_ms, sizeof(stuck_ms));
+    (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &zero, sizeof(zero));
+}
+
 struct transport *transport_tcp_new(int fd)
 {
     struct transport_tcp *t = FAULTY_ALLOC("tcp.room", calloc(1, sizeof(*t)));
-    int one = 1, zero = 0, stuck_ms = 3000;
 
     if (!t) {
         close(fd);
@@ -83,10 +92,7 @@ struct transport *transport_tcp_new(int fd)
     }
     t->base.ops = &tcp_ops;
     t->fd = fd;
-    /* A UNIX socket does not know these: no harm. */
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &stuck_ms, sizeof(stuck_ms));
-    (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &zero, sizeof(zero));
+    transport_tune(fd);
     return &t->base;
 }
 
@@ -200,6 +206,19 @@ int transport_write_all(struct transport *t, const struct iovec *iov, int n_iov)
         }
     }
     return 0;
+}
+
+const char *transport_why(int error)
+{
+    switch (error) {
+    case -EACCES:
+        return "one side does not know the other's key";
+    case -EPROTO:
+        return "no TLS as both sides need it, or damaged";
+    case -ECONNRESET:
+        return "the peer closed the connection";
+    }
+    return strerrordesc_np(-error);
 }
 
 int transport_set_blocking(struct transport *t, bool blocking)

@@ -10,19 +10,26 @@
 
 #include "base/err.h"
 
-/* A byte stream to a peer. The plain one is a TCP socket; a TLS one will have the same operations.
- * A transport belongs to one thread at a time, but for shutdown(), which any thread may call to
- * make a blocked read or write of another return. */
+/* A byte stream to a peer: TLS (io/tls.h), or the bare socket, which only tests use. A transport
+ * belongs to one thread at a time, but for shutdown(), which any thread may call to make a blocked
+ * read or write of another return. */
 
 struct transport;
 
 struct transport_ops {
-    const char *name; /* "tcp" */
+    const char *name; /* "tcp", "tls" */
     /* As readv(2)/writev(2), without SIGPIPE: bytes moved, 0 = end of stream (read), -EAGAIN on a
      * non-blocking transport that is not ready, or another negative errno. May be short. */
     ssize_t (*readv)(struct transport *t, const struct iovec *iov, int n_iov);
     ssize_t (*writev)(struct transport *t, const struct iovec *iov, int n_iov);
     int (*fd)(const struct transport *t); /* for polling; borrowed */
+    /* Bytes to read are here already: the descriptor will not become readable for them. NULL =
+     * never. */
+    bool (*pending)(const struct transport *t);
+    /* The transport itself has something to write: poll for that too, and call readv or writev
+     * then. What it takes with writev() may wait here. When writev returned -EAGAIN and this is
+     * false, it waits for something to read. NULL = never, and writev waits to write. */
+    bool (*wants_write)(const struct transport *t);
     void (*shutdown)(struct transport *t);
     void (*close)(struct transport *t); /* frees it; NULL is allowed */
 };
@@ -31,8 +38,11 @@ struct transport {
     const struct transport_ops *ops;
 };
 
-/* Wraps a connected TCP (or, in tests, UNIX) socket: TCP_NODELAY, keep-alive off (heartbeats do
- * that), broken when the peer has taken nothing for 3 s. Takes fd also on failure. Returns NULL
+/* Sets up a TCP socket for a transport: TCP_NODELAY, keep-alive off (heartbeats do that), broken
+ * when the peer has taken nothing for 3 s. */
+void transport_tune(int fd);
+
+/* Wraps a connected TCP (or, in tests, UNIX) socket, set up. Takes fd also on failure. Returns NULL
  * when out of memory. */
 struct transport *transport_tcp_new(int fd);
 
@@ -46,6 +56,9 @@ int transport_tcp_listen(const char *address, int *ret_fd, struct err *err) US_M
 /* Moves all the bytes on a blocking transport. 0, -ECONNRESET at the stream's end, or -errno. */
 int transport_read_all(struct transport *t, void *buf, size_t n) US_MUST_CHECK;
 int transport_write_all(struct transport *t, const struct iovec *iov, int n_iov) US_MUST_CHECK;
+
+/* What a negative errno of a transport means, for people. A static text. */
+const char *transport_why(int error);
 
 /* Puts the transport's descriptor into blocking or non-blocking mode. */
 int transport_set_blocking(struct transport *t, bool blocking) US_MUST_CHECK;

@@ -36,7 +36,7 @@ static void connect_both(struct world *w)
 {
     int fd[2];
 
-    rig_tcp_pair(fd);
+    tcp_pair(fd);
     rig_attach_sender(&w->rig, fd[0]);
     rig_attach_receiver(&w->rig, fd[1]);
 }

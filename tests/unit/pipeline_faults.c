@@ -117,7 +117,7 @@ static void damaged_in_flight(void **state)
         uint64_t next;
         pthread_t thread;
 
-        rig_tcp_pair(left);
+        tcp_pair(left);
         rig_socketpair(right);
         proxy.from = left[1];
         proxy.to = right[0];

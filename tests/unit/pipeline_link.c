@@ -58,7 +58,7 @@ static void many_epochs_over_a_socketpair(void **state)
 
 static void many_epochs_over_tcp(void **state)
 {
-    many_epochs(rig_tcp_pair);
+    many_epochs(tcp_pair);
 }
 
 /* The link is cut at moments that nobody chose, again and again; after each, both sides attach a

@@ -2,17 +2,16 @@
 #ifndef US_TESTS_PIPELINE_RIG_H
 #define US_TESTS_PIPELINE_RIG_H
 
-#include <arpa/inet.h>
 #include <errno.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include "guard/sender.h"
 #include "standby/receiver.h"
+#include "tcp_pair.h"
 #include "unit.h"
 #include "wire/page.h"
 
@@ -225,22 +224,6 @@ static inline void rig_apply(struct rig *rig)
 static inline void rig_socketpair(int fd[2])
 {
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fd), 0);
-}
-
-static inline void rig_tcp_pair(int fd[2])
-{
-    struct sockaddr_in where = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t n = sizeof(where);
-    int listening = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-    assert_int_equal(bind(listening, (struct sockaddr *)&where, n), 0);
-    assert_int_equal(getsockname(listening, (struct sockaddr *)&where, &n), 0);
-    assert_int_equal(listen(listening, 1), 0);
-    fd[0] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    assert_int_equal(connect(fd[0], (struct sockaddr *)&where, n), 0);
-    fd[1] = accept4(listening, NULL, NULL, SOCK_CLOEXEC);
-    assert_true(fd[1] >= 0);
-    close(listening);
 }
 
 static inline void rig_attach_sender(struct rig *rig, int fd)
