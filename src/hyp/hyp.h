@@ -82,11 +82,12 @@ struct hyp_nic_paths {
 };
 
 struct hyp_launch {
-    const struct vm_spec *spec;       /* borrowed during the call */
-    const char *run_dir;              /* for the hypervisor's sockets and log; exists; borrowed */
-    const char *ram_path;             /* RAM file of spec->memory_bytes; exists; borrowed */
-    const char *emulator;             /* program to run, e.g. qemu-system-x86_64; borrowed */
-    uid_t uid;                        /* whom it runs as; the files above are given to it */
+    const struct vm_spec *spec; /* borrowed during the call */
+    const char *run_dir;  /* for the hypervisor's sockets, log and pid (io/vm_process.h); exists;
+                           * borrowed */
+    const char *ram_path; /* RAM file of spec->memory_bytes; exists; borrowed */
+    const char *emulator; /* program to run, e.g. qemu-system-x86_64; borrowed */
+    uid_t uid;            /* whom it runs as; the files above are given to it */
     gid_t gid;
     const struct hyp_nic_paths *nics; /* spec->n_nics entries; borrowed */
     const char *const *disk_sockets;  /* NBD servers' sockets, served already, spec->n_disks
@@ -112,11 +113,13 @@ struct hyp_ops {
     int (*launch)(const struct hyp_launch *launch, struct hyp_vm **ret_vm,
                   struct err *err) US_MUST_CHECK;
 
-    /* Takes charge of a VM that an earlier launch() with the same arguments has made, not incoming,
-     * and whose caller is gone: `pid` is its hypervisor. Whatever was under way in it (a checkpoint)
-     * is brought to an end. *ret_running: whether its vCPUs run; if not, it waits for resume().
-     * Dirty tracking begins anew with track(). Blocks for the hypervisor's answers (bounded, 10 s).
-     * The caller owns *ret_vm. On failure the process is as it was; -ESRCH when it is not there. */
+    /* Takes charge of a VM that an earlier launch() with the same arguments (but for `incoming`)
+     * has made, and whose caller is gone: `pid` is its hypervisor. Whatever was under way in it (a
+     * checkpoint) is waited for. *ret_running: whether its vCPUs run; if not, it waits for
+     * resume(). Dirty tracking begins anew with track(). Blocks for the hypervisor's answers
+     * (bounded: 10 s, 30 s with disks, which it may have to connect to first). The caller owns
+     * *ret_vm. On failure the process is as it was; -ESRCH: it is not there, or has never run its
+     * VM (started and not resumed, incoming and not restored). */
     int (*attach)(const struct hyp_launch *launch, pid_t pid, struct hyp_vm **ret_vm,
                   bool *ret_running, struct err *err) US_MUST_CHECK;
 

@@ -120,12 +120,12 @@ static void gives_the_disks(void **state)
     assert_non_null(strstr(
         joined(&args),
         " -blockdev driver=nbd,node-name=disk0,server.type=unix,"
-        "server.path=/run/a,,b/disk0.sock,discard=unmap,reconnect-delay=30,read-only=off "
+        "server.path=/run/a,,b/disk0.sock,discard=unmap,reconnect-delay=31536000,read-only=off "
         "-device virtio-blk-pci,id=disk0,drive=disk0,num-queues=1,ioeventfd=off,write-cache=on,"
         "config-wce=off,discard=on,write-zeroes=on,werror=report,rerror=report,"
         "cyls=2080,heads=16,secs=63 "
         "-blockdev driver=nbd,node-name=disk1,server.type=unix,"
-        "server.path=/run/x/disk1.sock,discard=unmap,reconnect-delay=30,read-only=on "
+        "server.path=/run/x/disk1.sock,discard=unmap,reconnect-delay=31536000,read-only=on "
         "-device virtio-blk-pci,id=disk1,drive=disk1,num-queues=1,ioeventfd=off,write-cache=off,"
         "config-wce=off,discard=on,write-zeroes=on,werror=report,rerror=report,"
         "cyls=16383,heads=16,secs=63,serial=data1 "));

@@ -252,13 +252,14 @@ static int on_timer(sd_event_source *source, uint64_t usec, void *user)
 
 static void describe_exit(struct hyp_vm *vm, int status)
 {
-    char how[64], words[256];
+    char how[64] = "", words[256];
 
-    spawn_describe(status, how, sizeof(how));
+    if (!vm->adopted)
+        spawn_describe(status, how, sizeof(how));
     vm_last_words(vm->log_path, words, sizeof(words));
     vm->exit_how = HYP_EXIT_CRASH;
-    (void)snprintf(vm->exit_detail, sizeof(vm->exit_detail), "QEMU ended: %s%s%s", how,
-                   words[0] ? ": " : "", words);
+    (void)snprintf(vm->exit_detail, sizeof(vm->exit_detail), "QEMU ended%s%s%s%s",
+                   how[0] ? ": " : "", how, words[0] ? ": " : "", words);
 }
 
 static int on_process_end(sd_event_source *source, int fd, uint32_t events, void *user)
@@ -281,7 +282,7 @@ static int on_process_end(sd_event_source *source, int fd, uint32_t events, void
     return 0;
 }
 
-int vm_attach(struct hyp_vm *vm)
+int vm_join_loop(struct hyp_vm *vm)
 {
     int r = qmp_attach(vm->qmp, vm->event);
 
@@ -341,29 +342,18 @@ static void op_kill(struct hyp_vm *vm)
     vm_kill_because(vm, HYP_EXIT_KILLED, "killed by order");
 }
 
-void vm_close(struct hyp_vm *vm)
+void vm_let_go(struct hyp_vm *vm)
 {
-    int status;
-
-    if (!vm)
-        return;
     sd_event_source_disable_unref(vm->exit_source);
     sd_event_source_disable_unref(vm->timer_source);
     sd_event_source_disable_unref(vm->report_source);
     vm_stream_done(&vm->stream);
     vm_feed_done(&vm->feed);
     dirty_done(&vm->dirty);
-    if (vm->pidfd >= 0) {
-        spawn_kill(vm->pidfd);
-        if (spawn_wait(vm->pidfd, clock_now_ns() + VM_EXIT_TIMEOUT_MS * NS_PER_MS, &status) < 0)
-            log_error("qemu: process %d does not end, even when killed", (int)vm->pid);
+    if (vm->pidfd >= 0)
         close(vm->pidfd);
-    }
     qmp_free(vm->qmp);
-    if (vm->qmp_path)
-        (void)unlink(vm->qmp_path); /* leftovers do no harm: a launch removes them first */
-    for (size_t i = 0; i < vm->n_nics; i++)
-        (void)unlink(vm->hyp_paths[i]);
+    free(vm->pid_path);
     free(vm->qmp_path);
     free(vm->log_path);
     free(vm->ram_path);
@@ -371,10 +361,29 @@ void vm_close(struct hyp_vm *vm)
     free(vm);
 }
 
+void vm_close(struct hyp_vm *vm)
+{
+    int status;
+
+    if (!vm)
+        return;
+    if (vm->pidfd >= 0) {
+        spawn_kill(vm->pidfd);
+        if (spawn_wait(vm->pidfd, clock_now_ns() + VM_EXIT_TIMEOUT_MS * NS_PER_MS, &status) < 0)
+            log_error("qemu: process %d does not end, even when killed", (int)vm->pid);
+    }
+    (void)unlink(vm->qmp_path); /* leftovers do no harm: a launch removes them first */
+    (void)unlink(vm->pid_path);
+    for (size_t i = 0; i < vm->n_nics; i++)
+        (void)unlink(vm->hyp_paths[i]);
+    vm_let_go(vm);
+}
+
 const struct hyp_ops hyp_qemu = {
     .name = "qemu",
     .preflight = vm_preflight,
     .launch = vm_launch,
+    .attach = vm_attach,
     .track = op_track,
     .checkpoint = vm_checkpoint,
     .dirty_take = op_dirty_take,

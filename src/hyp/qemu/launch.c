@@ -15,6 +15,7 @@
 #include "io/clock.h"
 #include "hyp/qemu/spawn.h"
 #include "hyp/qemu/vm.h"
+#include "io/vm_process.h"
 
 void vm_last_words(const char *log_path, char *ret_line, size_t n)
 {
@@ -67,7 +68,7 @@ static int make_qmp_socket(const char *path, int *ret_listener, int *ret_client,
     return 0;
 }
 
-/* Remembers what close() has to remove, and removes what an earlier run left. */
+/* Remembers what close() has to remove. */
 static int take_nic_paths(struct hyp_vm *vm, const struct hyp_launch *launch, struct err *err)
 {
     size_t n = launch->spec->n_nics;
@@ -82,14 +83,22 @@ static int take_nic_paths(struct hyp_vm *vm, const struct hyp_launch *launch, st
             return err_set(err, -ENAMETOOLONG, "NIC %zu: a socket's path has at most %zu bytes", i,
                            sizeof(paths->hyp_path) - 1);
         memcpy(vm->hyp_paths[i], paths->hyp_path, sizeof(vm->hyp_paths[i]));
-        if (unlink(vm->hyp_paths[i]) < 0 && errno != ENOENT)
-            return err_sys(err, -errno, "%s", vm->hyp_paths[i]);
     }
     vm->n_nics = n;
     return 0;
 }
 
-static int new_vm(const struct hyp_launch *launch, struct hyp_vm **ret_vm, struct err *err)
+/* Removes what an earlier run left where QEMU is to bind its sockets. */
+static int clear_nic_paths(const struct hyp_vm *vm, struct err *err)
+{
+    for (size_t i = 0; i < vm->n_nics; i++) {
+        if (unlink(vm->hyp_paths[i]) < 0 && errno != ENOENT)
+            return err_sys(err, -errno, "%s", vm->hyp_paths[i]);
+    }
+    return 0;
+}
+
+int vm_new(const struct hyp_launch *launch, struct hyp_vm **ret_vm, struct err *err)
 {
     struct hyp_vm *vm = calloc(1, sizeof(*vm));
     int r;
@@ -114,12 +123,14 @@ static int new_vm(const struct hyp_launch *launch, struct hyp_vm **ret_vm, struc
         vm->qmp_path = NULL;
     if (asprintf(&vm->log_path, "%s/qemu.log", launch->run_dir) < 0)
         vm->log_path = NULL;
-    if (!vm->ram_path || !vm->qmp_path || !vm->log_path)
+    if (asprintf(&vm->pid_path, "%s/" VM_PID_FILE, launch->run_dir) < 0)
+        vm->pid_path = NULL;
+    if (!vm->ram_path || !vm->qmp_path || !vm->log_path || !vm->pid_path)
         r = err_sys(err, -ENOMEM, "launch");
     else
         r = take_nic_paths(vm, launch, err);
     if (r < 0) {
-        vm_close(vm);
+        vm_let_go(vm);
         return r;
     }
     *ret_vm = vm;
@@ -132,9 +143,13 @@ static int start_process(struct hyp_vm *vm, const struct hyp_launch *launch, str
     CLEANUP_FD int listener = -1;
     CLEANUP_FD int client = -1;
     CLEANUP_FD int log_fd = -1;
+    CLEANUP_FD int pid_fd = -1;
+    struct spawn_order order;
     int r;
 
     r = args_build(&args, launch, err);
+    if (r == 0)
+        r = clear_nic_paths(vm, err);
     if (r == 0)
         r = make_qmp_socket(vm->qmp_path, &listener, &client, err);
     if (r < 0)
@@ -143,11 +158,16 @@ static int start_process(struct hyp_vm *vm, const struct hyp_launch *launch, str
                     open(vm->log_path, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0600));
     if (log_fd < 0)
         return err_sys(err, -errno, "%s", vm->log_path);
+    pid_fd = open(vm->pid_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (pid_fd < 0)
+        return err_sys(err, -errno, "%s", vm->pid_path);
     r = qmp_new(client, &vm_qmp_callbacks, vm, &vm->qmp);
     if (r < 0)
         return err_sys(err, r, "QMP");
     (void)take_fd(&client); /* the client has it */
-    return spawn(args.v, log_fd, listener, &vm->pid, &vm->pidfd, err);
+    order = (struct spawn_order){
+        .argv = args.v, .output_fd = log_fd, .n_fds = 1, .fds = {listener}, .pid_fd = pid_fd};
+    return spawn(&order, &vm->pid, &vm->pidfd, err);
 }
 
 /* Asks QEMU whether a device blocks migration: what cannot migrate cannot be checkpointed. */
@@ -168,20 +188,18 @@ static int check_blockers(struct hyp_vm *vm, const struct qmp_wait *wait, struct
                    text ? text : "QEMU does not say why");
 }
 
-/* What every checkpoint and restore will rely on is set once. */
-static int prepare(struct hyp_vm *vm, const struct qmp_wait *wait, struct err *err)
+int vm_prepare(struct hyp_vm *vm, const struct qmp_wait *wait, struct err *err)
 {
     static const struct {
         const char *command, *arguments;
     } setup[] = {
-        {"qmp_capabilities", ""},
         {"migrate-set-capabilities",
          "{\"capabilities\":[{\"capability\":\"x-ignore-shared\",\"state\":true},"
          "{\"capability\":\"events\",\"state\":true}]}"},
         /* 64 GB/s: never the limit. The time a completion may take is not limited either. */
         {"migrate-set-parameters", "{\"max-bandwidth\":68719476736,\"downtime-limit\":2000000}"},
     };
-    int r = qmp_wait_greeting(vm->qmp, wait, err);
+    int r = 0;
 
     for (size_t i = 0; r == 0 && i < sizeof(setup) / sizeof(setup[0]); i++)
         r = qmp_call(vm->qmp, setup[i].command, setup[i].arguments, -1, wait, NULL, err);
@@ -208,14 +226,16 @@ int vm_launch(const struct hyp_launch *launch, struct hyp_vm **ret_vm, struct er
     struct hyp_vm *vm = NULL;
     int r, status;
 
-    r = new_vm(launch, &vm, err);
+    r = vm_new(launch, &vm, err);
     if (r < 0)
         return r;
     r = start_process(vm, launch, err);
     if (r == 0) {
         wait.deadline_ns = clock_now_ns() + VM_LAUNCH_TIMEOUT_MS * NS_PER_MS;
         wait.pidfd = vm->pidfd;
-        r = prepare(vm, &wait, err);
+        r = qmp_greet(vm->qmp, &wait, err);
+        if (r == 0)
+            r = vm_prepare(vm, &wait, err);
         if (r == -ESRCH || r == -ENOTCONN) { /* it has ended */
             if (spawn_wait(vm->pidfd, clock_now_ns() + VM_EOF_GRACE_MS * NS_PER_MS, &status) == 0)
                 close(take_fd(&vm->pidfd));
@@ -223,7 +243,7 @@ int vm_launch(const struct hyp_launch *launch, struct hyp_vm **ret_vm, struct er
         }
     }
     if (r == 0) {
-        r = vm_attach(vm);
+        r = vm_join_loop(vm);
         if (r == 0 && !vm->incoming)
             r = vm_arm(vm);
         if (r < 0)

@@ -393,3 +393,10 @@ int qmp_call(struct qmp *qmp, const char *command, const char *arguments, int fd
         *ret_value = take_ptr(value);
     return r;
 }
+
+int qmp_greet(struct qmp *qmp, const struct qmp_wait *wait, struct err *err)
+{
+    int r = qmp_wait_greeting(qmp, wait, err);
+
+    return r < 0 ? r : qmp_call(qmp, "qmp_capabilities", "", -1, wait, NULL, err);
+}

@@ -74,6 +74,10 @@ int qmp_wait_greeting(struct qmp *qmp, const struct qmp_wait *wait, struct err *
 int qmp_call(struct qmp *qmp, const char *command, const char *arguments, int fd,
              const struct qmp_wait *wait, json_t **ret_value, struct err *err) US_MUST_CHECK;
 
+/* Waits for QEMU's greeting and says that the client is ready for commands. Blocks, as qmp_call().
+ */
+int qmp_greet(struct qmp *qmp, const struct qmp_wait *wait, struct err *err) US_MUST_CHECK;
+
 /* From now on the loop delivers replies and events. */
 int qmp_attach(struct qmp *qmp, sd_event *event) US_MUST_CHECK;
 

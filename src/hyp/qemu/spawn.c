@@ -5,9 +5,10 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
-#include <spawn.h>
 #include <stdio.h>
 #include <string.h>
+#include <linux/close_range.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -16,64 +17,139 @@
 #include "base/fault.h"
 #include "hyp/qemu/deadline.h"
 
-/* Fills in what happens in the child between fork and exec. Returns an errno, as posix_spawn(3). */
-static int describe_child(posix_spawn_file_actions_t *actions, posix_spawnattr_t *attr,
-                          int output_fd, int extra_fd)
-{
-    sigset_t all, none;
-    int e;
+/* Theory of operation. Between fork and exec the child makes itself what the order says; what does
+ * not work it reports through a pipe that an exec closes. It may be a copy of a process with many
+ * threads, so it makes system calls only, and those that change users directly: the library's own
+ * would look for threads that the child does not have.
+ *
+ * Its pid is written down by itself, because we may be killed at any moment: until it executes the
+ * program, it holds our locks; from then on, its pid is found in the file. */
 
-    sigfillset(&all);
-    sigemptyset(&none);
-    e = posix_spawn_file_actions_addopen(actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
-    if (!e)
-        e = posix_spawn_file_actions_adddup2(actions, output_fd, STDOUT_FILENO);
-    if (!e)
-        e = posix_spawn_file_actions_adddup2(actions, output_fd, STDERR_FILENO);
-    if (!e && extra_fd >= 0)
-        e = posix_spawn_file_actions_adddup2(actions, extra_fd, 3);
-    if (!e)
-        e = posix_spawn_file_actions_addclosefrom_np(actions, extra_fd >= 0 ? 4 : 3);
-    if (!e)
-        e = posix_spawnattr_setsigdefault(attr, &all);
-    if (!e)
-        e = posix_spawnattr_setsigmask(attr, &none);
-    if (!e)
-        e = posix_spawnattr_setflags(attr, POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGDEF |
-                                               POSIX_SPAWN_SETSIGMASK);
-    return e;
+enum {
+    FD_FIRST = 3,
+    FD_ASIDE = 64, /* above every number that a descriptor is moved to */
+};
+
+struct failure {
+    int code; /* errno */
+    char doing[24];
+};
+
+static int set_fds(const struct spawn_order *order, int null_fd)
+{
+    int aside[SPAWN_FDS_MAX];
+
+    /* Out of the way first: one may have the number that another one is to get. */
+    for (size_t i = 0; i < order->n_fds; i++) {
+        aside[i] = order->fds[i] < 0 ? -1 : fcntl(order->fds[i], F_DUPFD_CLOEXEC, FD_ASIDE);
+        if (order->fds[i] >= 0 && aside[i] < 0)
+            return -1;
+    }
+    if (dup2(null_fd, STDIN_FILENO) < 0 || dup2(order->output_fd, STDOUT_FILENO) < 0 ||
+        dup2(order->output_fd, STDERR_FILENO) < 0)
+        return -1;
+    /* The pipe for failures has to stay until the exec. */
+    if (syscall(SYS_close_range, FD_FIRST, ~0U, CLOSE_RANGE_CLOEXEC) < 0)
+        return -1;
+    for (size_t i = 0; i < order->n_fds; i++) {
+        if (aside[i] >= 0 && dup2(aside[i], FD_FIRST + (int)i) < 0)
+            return -1;
+    }
+    return 0;
 }
 
-int spawn(char *const argv[], int output_fd, int extra_fd, pid_t *ret_pid, int *ret_pidfd,
-          struct err *err)
+static int set_signals(void)
 {
-    posix_spawn_file_actions_t actions;
-    posix_spawnattr_t attr;
-    pid_t pid;
-    int e, pidfd;
+    sigset_t none;
 
-    if (posix_spawn_file_actions_init(&actions) != 0)
-        return err_sys(err, -ENOMEM, "%s", argv[0]);
-    if (posix_spawnattr_init(&attr) != 0) {
-        posix_spawn_file_actions_destroy(&actions);
-        return err_sys(err, -ENOMEM, "%s", argv[0]);
+    for (int i = 1; i < SIGRTMIN; i++)
+        (void)signal(i, SIG_DFL); /* not possible, nor needed, for some */
+    sigemptyset(&none);
+    return sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
+static int note_pid(int fd)
+{
+    char text[16];
+    int n = snprintf(text, sizeof(text), "%d\n", (int)getpid());
+
+    return fd < 0 || write(fd, text, (size_t)n) == n ? 0 : -1;
+}
+
+static int drop_privileges(const struct spawn_order *order)
+{
+    if (!order->drop)
+        return 0;
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ||
+        syscall(SYS_setgroups, order->n_groups, order->groups) < 0 ||
+        syscall(SYS_setresgid, order->gid, order->gid, order->gid) < 0)
+        return -1;
+    return (int)syscall(SYS_setresuid, order->uid, order->uid, order->uid);
+}
+
+/* The child's life until it is the program. */
+static void __attribute__((noreturn))
+become(const struct spawn_order *order, int null_fd, int failure_fd)
+{
+    struct failure failure = {.doing = "descriptors"};
+
+    (void)setsid(); /* a new process leads no group: cannot fail */
+    if (note_pid(order->pid_fd) < 0)
+        strcpy(failure.doing, "write its pid");
+    else if (set_signals() < 0)
+        strcpy(failure.doing, "signals");
+    else if (set_fds(order, null_fd) < 0)
+        strcpy(failure.doing, "descriptors");
+    else if (drop_privileges(order) < 0)
+        strcpy(failure.doing, "drop privileges");
+    else {
+        failure.doing[0] = 0;
+        (void)execvp(order->argv[0], order->argv);
     }
-    e = describe_child(&actions, &attr, output_fd, extra_fd);
-    if (!e)
-        e = -fault_error("hyp.spawn")
-                ?: posix_spawnp(&pid, argv[0], &actions, &attr, argv, environ);
-    posix_spawnattr_destroy(&attr);
-    posix_spawn_file_actions_destroy(&actions);
-    if (e)
-        return err_sys(err, -e, "%s", argv[0]);
-    fault_point("hyp.spawned");
-    pidfd = (int)syscall(SYS_pidfd_open, pid, 0); /* our unreaped child: the pid is still its own */
+    failure.code = errno;
+    (void)!write(failure_fd, &failure, sizeof(failure)); /* its end tells, too */
+    _exit(127);
+}
+
+static int give_up(pid_t pid, const char *program, const struct failure *failure, struct err *err)
+{
+    (void)kill(pid, SIGKILL); /* ours and not reaped: the pid is still its own */
+    (void)waitpid(pid, NULL, 0);
+    return failure->doing[0] ? err_sys(err, -failure->code, "%s: %s", program, failure->doing)
+                             : err_sys(err, -failure->code, "%s", program);
+}
+
+int spawn(const struct spawn_order *order, pid_t *ret_pid, int *ret_pidfd, struct err *err)
+{
+    CLEANUP_FD int null_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    CLEANUP_FD int failure_read = -1;
+    CLEANUP_FD int failure_write = -1;
+    struct failure failure;
+    int fds[2], pidfd;
+    ssize_t n;
+    pid_t pid;
+
+    if (null_fd < 0 || pipe2(fds, O_CLOEXEC) < 0)
+        return err_sys(err, -errno, "%s", order->argv[0]);
+    failure_read = fds[0];
+    failure_write = fds[1];
+    pid = FAULTY("hyp.spawn", fork());
+    if (pid < 0)
+        return err_sys(err, -errno, "%s: fork", order->argv[0]);
+    if (pid == 0)
+        become(order, null_fd, failure_write);
+    close(take_fd(&failure_write));
+    do
+        n = read(failure_read, &failure, sizeof(failure));
+    while (n < 0 && errno == EINTR);
+    if (n == (ssize_t)sizeof(failure))
+        return give_up(pid, order->argv[0], &failure, err);
+    pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
     if (pidfd < 0) {
-        e = errno;
-        (void)kill(pid, SIGKILL);
-        (void)waitpid(pid, NULL, 0);
-        return err_sys(err, -e, "pidfd_open");
+        failure = (struct failure){errno, "pidfd_open"};
+        return give_up(pid, order->argv[0], &failure, err);
     }
+    fault_point("hyp.spawned");
     *ret_pid = pid;
     *ret_pidfd = pidfd;
     return 0;
@@ -145,6 +221,7 @@ int spawn_capture(char *const argv[], uint64_t timeout_ns, char *ret_output, siz
     CLEANUP_FD int read_end = -1;
     CLEANUP_FD int write_end = -1;
     CLEANUP_FD int pidfd = -1;
+    struct spawn_order order = {.argv = argv, .pid_fd = -1};
     char text[64];
     int fds[2], r, status;
     pid_t pid;
@@ -152,8 +229,8 @@ int spawn_capture(char *const argv[], uint64_t timeout_ns, char *ret_output, siz
     if (pipe2(fds, O_CLOEXEC) < 0)
         return err_sys(err, -errno, "pipe");
     read_end = fds[0];
-    write_end = fds[1];
-    r = spawn(argv, write_end, -1, &pid, &pidfd, err);
+    order.output_fd = write_end = fds[1];
+    r = spawn(&order, &pid, &pidfd, err);
     if (r < 0)
         return r;
     close(take_fd(&write_end));

@@ -2,22 +2,37 @@
 #ifndef US_HYP_QEMU_SPAWN_H
 #define US_HYP_QEMU_SPAWN_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
 
 #include "base/err.h"
 
-/* Starts argv[0] (looked up in PATH) with standard input from /dev/null, standard output and error
- * to `output_fd`, `extra_fd` (-1: none) as descriptor 3, and nothing else; in a session of its own,
- * with default signals, so that neither a terminal nor our end reaches it. The descriptors stay
- * the caller's. Returns 0, the pid and a pidfd (owned by the caller, who also reaps), or -errno
- * with the reason. */
-int spawn(char *const argv[], int output_fd, int extra_fd, pid_t *ret_pid, int *ret_pidfd,
+enum { SPAWN_FDS_MAX = 8 };
+
+/* A program to start, in a session of its own, with default signals, so that neither a terminal nor
+ * our end reaches it. All is borrowed. */
+struct spawn_order {
+    char *const *argv; /* argv[0] is looked up in PATH */
+    int output_fd;     /* its standard output and error; its standard input is /dev/null */
+    size_t n_fds;
+    int fds[SPAWN_FDS_MAX]; /* become its descriptors 3, 4, ...; -1: that one is not there */
+    int pid_fd;             /* a file for its pid, written before it runs; -1: none */
+    bool drop;              /* run it as `uid` and `gid`, without privileges or a way to get any */
+    uid_t uid;
+    gid_t gid;
+    size_t n_groups;
+    gid_t groups[1]; /* supplementary ones */
+};
+
+/* Starts it. The descriptors stay the caller's. Returns 0, the pid and a pidfd (owned by the
+ * caller, who also reaps), or -errno with the reason. */
+int spawn(const struct spawn_order *order, pid_t *ret_pid, int *ret_pidfd,
           struct err *err) US_MUST_CHECK;
 
 /* Waits for the end of a process until deadline_ns (CLOCK_MONOTONIC) and reaps it. Returns 0 and
- * its wait status (as waitpid(2); 0 when somebody else reaped it), or -ETIMEDOUT. */
+ * its wait status (as waitpid(2); 0 when it is not our child, or reaped already), or -ETIMEDOUT. */
 int spawn_wait(int pidfd, uint64_t deadline_ns, int *ret_status) US_MUST_CHECK;
 
 /* Sends SIGKILL. A process that is gone already is fine. */

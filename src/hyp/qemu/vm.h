@@ -19,7 +19,7 @@
  * run inside an operation, and may do anything, vm_close() included.
  *
  * phase       entered from            what is awaited                       leaves to
- * IDLE        launch, any operation   nothing; every operation is allowed   any but ROLLBACK
+ * IDLE        launch, attach, any op.   nothing; every operation is allowed   any but ROLLBACK
  * CHECKPOINT  checkpoint()            MIGRATION completed, end of stream    IDLE, ROLLBACK, LOST
  * ROLLBACK    a failed checkpoint     QEMU to end it, and the VM to run     IDLE, LOST
  * FLUSHES     guest_flushes()         the reply to query-blockstats         IDLE, LOST
@@ -62,6 +62,9 @@ enum vm_migration {
 
 enum {
     VM_LAUNCH_TIMEOUT_MS = 10000,
+    VM_ATTACH_TIMEOUT_MS = 10000,
+    /* With disks: QEMU may have to connect to them first, which it tries every 16 s at worst. */
+    VM_ATTACH_DISKS_TIMEOUT_MS = 30000,
     VM_CHECKPOINT_TIMEOUT_MS = 10000,
     /* With disks, whose requests QEMU lets end first: longer than what a sick disk of the host
      * takes until it gives an error. */
@@ -107,12 +110,14 @@ struct hyp_vm {
     char *ram_path;
     char *log_path;
     char *qmp_path;
+    char *pid_path;
     char hyp_paths[VM_NICS_MAX][sizeof(((struct hyp_nic_paths *)0)->hyp_path)];
     size_t n_nics;
     uint32_t n_disks;
 
     pid_t pid;
-    int pidfd; /* -1: no process */
+    int pidfd;    /* -1: no process */
+    bool adopted; /* not our child: its exit status is not ours to know */
     struct qmp *qmp;
     struct dirty dirty;
     sd_event_source *exit_source;
@@ -162,15 +167,25 @@ int vm_check_idle(const struct hyp_vm *vm, struct err *err) US_MUST_CHECK;
 /* Kills QEMU; on_exit will say `how` and `detail`. */
 void vm_kill_because(struct hyp_vm *vm, enum hyp_exit how, const char *detail);
 void vm_close(struct hyp_vm *vm);
+/* As vm_close(), but leaves the process and its files as they are. */
+void vm_let_go(struct hyp_vm *vm);
 extern const struct qmp_callbacks vm_qmp_callbacks;
 
 /* launch.c */
 int vm_launch(const struct hyp_launch *launch, struct hyp_vm **ret_vm,
               struct err *err) US_MUST_CHECK;
+/* Makes the VM, without a process. */
+int vm_new(const struct hyp_launch *launch, struct hyp_vm **ret_vm, struct err *err) US_MUST_CHECK;
+/* Sets once what every checkpoint and restore relies on. */
+int vm_prepare(struct hyp_vm *vm, const struct qmp_wait *wait, struct err *err) US_MUST_CHECK;
 /* Adds the VM's event sources to the loop; driver.c. */
-int vm_attach(struct hyp_vm *vm) US_MUST_CHECK;
+int vm_join_loop(struct hyp_vm *vm) US_MUST_CHECK;
 /* Puts the last line of QEMU's log, cleaned of control characters, into ret_line ("" = none). */
 void vm_last_words(const char *log_path, char *ret_line, size_t n);
+
+/* attach.c */
+int vm_attach(const struct hyp_launch *launch, pid_t pid, struct hyp_vm **ret_vm, bool *ret_running,
+              struct err *err) US_MUST_CHECK;
 
 /* checkpoint.c */
 int vm_checkpoint(struct hyp_vm *vm, struct err *err) US_MUST_CHECK;

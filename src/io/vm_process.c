@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "io/vm_process.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+
+void vm_process_dir(const struct host_config *config, const char *vm, char *out)
+{
+    (void)snprintf(out, VM_PROCESS_PATH_MAX, "%s/vms/%s", config->run_dir, vm);
+}
+
+void vm_process_ram(const struct host_config *config, const char *vm, char *out)
+{
+    (void)snprintf(out, VM_PROCESS_PATH_MAX, "%s/%s.ram", config->memory_dir, vm);
+}
+
+static bool has_argument(pid_t pid, const char *text)
+{
+    char path[32], args[16384]; /* the RAM file is among the first few */
+    FILE *file;
+    size_t n;
+
+    (void)snprintf(path, sizeof(path), "/proc/%d/cmdline", (int)pid);
+    file = fopen(path, "re");
+    if (!file)
+        return false;
+    n = fread(args, 1, sizeof(args), file);
+    (void)fclose(file); /* only read */
+    return memmem(args, n, text, strlen(text)) != NULL;
+}
+
+int vm_process_open(pid_t pid, const char *ram_path, int *ret_pidfd)
+{
+    CLEANUP_FD int pidfd = -1;
+
+    if (pid <= 1)
+        return -ESRCH;
+    pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+    if (pidfd < 0)
+        return -ESRCH;
+    /* Looked at only now: the descriptor holds on to the process that has the pid. */
+    if (!has_argument(pid, ram_path))
+        return -ESRCH;
+    *ret_pidfd = take_fd(&pidfd);
+    return 0;
+}
+
+int vm_process_find(const struct host_config *config, const char *vm, pid_t *ret_pid,
+                    int *ret_pidfd)
+{
+    char dir[VM_PROCESS_PATH_MAX], path[VM_PROCESS_PATH_MAX + sizeof(VM_PID_FILE) + 1];
+    FILE *file;
+    int pid, n, r;
+
+    vm_process_dir(config, vm, dir);
+    (void)snprintf(path, sizeof(path), "%s/" VM_PID_FILE, dir);
+    file = fopen(path, "re");
+    if (!file)
+        return -ESRCH;
+    n = fscanf(file, "%d", &pid);
+    (void)fclose(file); /* only read */
+    if (n != 1)
+        return -ESRCH;
+    vm_process_ram(config, vm, dir);
+    r = vm_process_open(pid, dir, ret_pidfd);
+    if (r == 0)
+        *ret_pid = pid;
+    return r;
+}
