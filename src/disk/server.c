@@ -210,7 +210,8 @@ static int start_server(struct disk_server *s, const struct disk_server_disk *di
 }
 
 int disk_server_open(const struct disk_server_disk *disks, uint32_t n_disks,
-                     struct journal *journal, struct disk_server **ret_server, struct err *err)
+                     struct journal *journal, enum disk_mode mode, struct disk_server **ret_server,
+                     struct err *err)
 {
     struct disk_server *s;
     int r;
@@ -220,7 +221,7 @@ int disk_server_open(const struct disk_server_disk *disks, uint32_t n_disks,
     if (!s)
         return err_set(err, -ENOMEM, "disk server: out of memory");
     s->journal = journal;
-    s->mode = DISK_WAITING;
+    s->mode = mode;
     s->epoll_fd = s->wake.fd = -1;
     lock_init(&s->lock);
     pthread_cond_init(&s->work, NULL);

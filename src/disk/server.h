@@ -39,10 +39,10 @@ enum disk_phase {
     DISK_STOPPED,  /* the vCPUs stand still: flushes are answered and counted as deferred */
 };
 
-/* Starts serving in the mode DISK_WAITING, phase DISK_RUNNING. journal is borrowed. 0 or a negative
- * errno; the text names the disk's socket. */
+/* Starts serving in that mode, phase DISK_RUNNING. journal is borrowed. 0 or a negative errno; the
+ * text names the disk's socket. */
 int disk_server_open(const struct disk_server_disk *disks, uint32_t n_disks,
-                     struct journal *journal, struct disk_server **ret_server,
+                     struct journal *journal, enum disk_mode mode, struct disk_server **ret_server,
                      struct err *err) US_MUST_CHECK;
 /* Ends the threads and the sockets; what is being carried out is waited for. The journal must have
  * room, or be stopped or passed (journal.h). NULL is allowed. */

@@ -73,13 +73,13 @@ static const struct hyp_callbacks forwarders = {
     .on_exit = on_exit_,
 };
 
-static int open_lock(struct body *b, const char *dir, struct err *err)
+static int open_lock(struct body *b, struct err *err)
 {
-    char path[VM_PATH_MAX + 80];
+    char path[VM_PROCESS_PATH_MAX + 8];
     CLEANUP_FD int fd = -1;
     struct stat st;
 
-    (void)snprintf(path, sizeof(path), "%s/%s.lock", dir, b->spec.name);
+    (void)snprintf(path, sizeof(path), "%s.lock", b->own_dir);
     fd = FAULTY("body.open-lock", open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600));
     if (fd < 0)
         return err_sys(err, -errno, "%s", path);
@@ -97,78 +97,25 @@ static int make_own_dir(const struct body *b, struct err *err)
     return 0;
 }
 
-static void pid_path(const struct body *b, char *out, size_t n_out)
-{
-    (void)snprintf(out, n_out, "%s/hypervisor.pid", b->own_dir);
-}
-
-static void note_pid(const struct body *b)
-{
-    char path[VM_PATH_MAX + 100];
-    FILE *file;
-
-    pid_path(b, path, sizeof(path));
-    file = FAULTY_ALLOC("body.note-pid", fopen(path, "we"));
-    if (!file) {
-        log_warning("%s: %s", path, strerror(errno)); /* only a crash of ours needs it */
-        return;
-    }
-    fprintf(file, "%d\n", (int)b->ops->pid(b->vm));
-    fclose(file);
-}
-
-/* True when the process has our RAM file among its arguments: pids are used again. */
-static bool has_our_memory(const struct body *b, pid_t pid)
-{
-    char path[32], args[16384];
-    FILE *file;
-    size_t n;
-
-    (void)snprintf(path, sizeof(path), "/proc/%d/cmdline", (int)pid);
-    file = fopen(path, "re");
-    if (!file)
-        return false;
-    n = fread(args, 1, sizeof(args), file);
-    fclose(file);
-    return memmem(args, n, b->ram_path, strlen(b->ram_path)) != NULL;
-}
-
 /* A guard that crashed left its hypervisor behind: mute, since nobody moved its frames, but with
  * the VM's memory. We hold the lock, so nobody needs it any more. */
 static void kill_leftover(const struct body *b)
 {
-    char path[VM_PATH_MAX + 100];
     CLEANUP_FD int pidfd = -1;
     struct pollfd gone;
-    FILE *file;
-    int pid = 0;
+    pid_t pid;
 
-    pid_path(b, path, sizeof(path));
-    file = fopen(path, "re");
-    if (!file)
+    if (vm_process_find(b->config, b->spec.name, &pid, &pidfd) < 0)
         return;
-    if (fscanf(file, "%d", &pid) != 1)
-        pid = 0;
-    fclose(file);
-    if (pid > 1)
-        pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
-    if (pidfd < 0 || !has_our_memory(b, pid))
-        return;
-    log_warning("killing the hypervisor that a crashed guard left behind, pid %d", pid);
+    log_warning("killing the hypervisor that a crashed guard left behind, pid %d", (int)pid);
     if (syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0) < 0)
         return;
     gone = (struct pollfd){.fd = pidfd, .events = POLLIN};
     (void)poll(&gone, 1, LEFTOVER_WAIT_MS); /* late or not: its memory is unlinked next */
 }
 
-static int open_ram(struct body *b, struct err *err)
+static int map_ram(struct body *b, struct err *err)
 {
-    (void)unlink(b->ram_path); /* a leftover: we hold the lock */
-    b->ram_fd = open(b->ram_path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    if (b->ram_fd < 0)
-        return err_sys(err, -errno, "%s", b->ram_path);
-    if (FAULTY("body.size-memory", ftruncate(b->ram_fd, (off_t)b->spec.memory_bytes)) < 0)
-        return err_sys(err, -errno, "%s", b->ram_path);
     b->ram = mmap(NULL, b->spec.memory_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, b->ram_fd, 0);
     if (b->ram == MAP_FAILED) {
         b->ram = NULL;
@@ -176,6 +123,32 @@ static int open_ram(struct body *b, struct err *err)
     }
     b->n_pages = b->spec.memory_bytes / VM_PAGE_BYTES;
     return 0;
+}
+
+static int make_ram(struct body *b, struct err *err)
+{
+    (void)unlink(b->ram_path); /* a leftover: we hold the lock */
+    b->ram_fd = open(b->ram_path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (b->ram_fd < 0)
+        return err_sys(err, -errno, "%s", b->ram_path);
+    if (FAULTY("body.size-memory", ftruncate(b->ram_fd, (off_t)b->spec.memory_bytes)) < 0)
+        return err_sys(err, -errno, "%s", b->ram_path);
+    return map_ram(b, err);
+}
+
+/* The memory of a VM that lives. */
+static int find_ram(struct body *b, struct err *err)
+{
+    struct stat st;
+
+    b->ram_fd = open(b->ram_path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    if (b->ram_fd < 0 || fstat(b->ram_fd, &st) < 0)
+        return err_sys(err, errno == ENOENT ? -ESRCH : -errno, "%s", b->ram_path);
+    if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size != b->spec.memory_bytes)
+        return err_set(err, -EINVAL, "%s: not the memory of this VM: %lld bytes, it has %llu",
+                       b->ram_path, (long long)st.st_size,
+                       (unsigned long long)b->spec.memory_bytes);
+    return map_ram(b, err);
 }
 
 /* One end of a NIC's datagram path: .../NAME/nicN.WHICH. */
@@ -217,49 +190,44 @@ static int open_ports(struct body *b, struct hyp_nic_paths *paths, struct err *e
     return 0;
 }
 
-static int body_start(struct body *b, bool incoming, struct err *err)
+static void fill_launch(struct body *b, struct hyp_nic_paths *paths, struct hyp_launch *ret_launch)
 {
-    struct hyp_nic_paths paths[VM_NICS_MAX];
-    char dir[VM_PATH_MAX + 8];
-    struct hyp_launch launch = {
+    *ret_launch = (struct hyp_launch){
         .spec = &b->spec,
         .run_dir = b->own_dir,
         .ram_path = b->ram_path,
         .emulator = b->config->emulator,
         .nics = paths,
-        .incoming = incoming,
+        .disk_sockets = b->disks ? b->disks->socket_list : NULL,
         .event = b->event,
         .callbacks = &forwarders,
         .user = b,
     };
-    int r;
-
-    (void)snprintf(dir, sizeof(dir), "%s/vms", b->config->run_dir);
-    r = open_lock(b, dir, err);
-    if (r < 0)
-        return r;
-    (void)snprintf(b->own_dir, sizeof(b->own_dir), "%s/%s", dir, b->spec.name);
-    (void)snprintf(b->ram_path, sizeof(b->ram_path), "%s/%s.ram", b->config->memory_dir,
-                   b->spec.name);
-    kill_leftover(b);
-    if ((r = make_own_dir(b, err)) < 0 || (r = open_ram(b, err)) < 0 ||
-        (r = open_ports(b, paths, err)) < 0 ||
-        (r = disks_open(b->config, &b->spec, b->own_dir, incoming, b->event, &b->disks, err)) < 0)
-        return r;
-    launch.disk_sockets = b->disks ? b->disks->socket_list : NULL;
-    fault_point("body.launch");
-    r = b->ops->launch(&launch, &b->vm, err);
-    if (r < 0)
-        return r;
-    fault_point("body.launched");
-    note_pid(b);
-    return 0;
 }
 
-int body_open(const struct host_config *config, const struct vm_spec *spec,
-              const struct hyp_ops *ops, sd_event *event, bool incoming,
-              const struct hyp_callbacks *callbacks, void *user, struct body **ret_body,
-              struct err *err)
+/* Frees all but the lock; what the hypervisor uses stays. */
+static void let_go(struct body *b)
+{
+    disks_close(b->disks);
+    for (uint32_t i = 0; i < b->spec.n_nics; i++)
+        netport_close(b->ports[i]);
+    if (b->ram)
+        (void)munmap(b->ram, b->spec.memory_bytes);
+    if (b->ram_fd >= 0)
+        close(b->ram_fd);
+}
+
+static void abandon(struct body *b)
+{
+    let_go(b);
+    close(b->lock_fd);
+    free(b);
+}
+
+static int body_new(const struct host_config *config, const struct vm_spec *spec,
+                    const struct hyp_ops *ops, sd_event *event,
+                    const struct hyp_callbacks *callbacks, void *user, struct body **ret_body,
+                    struct err *err)
 {
     struct body *b = calloc(1, sizeof(*b));
     int r;
@@ -273,9 +241,71 @@ int body_open(const struct host_config *config, const struct vm_spec *spec,
     b->ram_fd = b->lock_fd = -1;
     b->callbacks = callbacks;
     b->user = user;
-    r = body_start(b, incoming, err);
+    vm_process_dir(config, spec->name, b->own_dir);
+    vm_process_ram(config, spec->name, b->ram_path);
+    r = open_lock(b, err);
+    if (r < 0)
+        free(b);
+    else
+        *ret_body = b;
+    return r;
+}
+
+int body_open(const struct host_config *config, const struct vm_spec *spec,
+              const struct hyp_ops *ops, sd_event *event, bool incoming,
+              const struct hyp_callbacks *callbacks, void *user, struct body **ret_body,
+              struct err *err)
+{
+    struct hyp_nic_paths paths[VM_NICS_MAX];
+    struct hyp_launch launch;
+    struct body *b;
+    int r = body_new(config, spec, ops, event, callbacks, user, &b, err);
+
+    if (r < 0)
+        return r;
+    kill_leftover(b);
+    if ((r = make_own_dir(b, err)) == 0 && (r = make_ram(b, err)) == 0 &&
+        (r = open_ports(b, paths, err)) == 0 &&
+        (r = disks_open(config, spec, b->own_dir, incoming ? DISKS_STANDBY : DISKS_START, event,
+                        &b->disks, err)) >= 0) {
+        fill_launch(b, paths, &launch);
+        launch.incoming = incoming;
+        fault_point("body.launch");
+        r = ops->launch(&launch, &b->vm, err);
+        fault_point("body.launched");
+    }
     if (r < 0) {
         body_close(b);
+        return r;
+    }
+    *ret_body = b;
+    return 0;
+}
+
+int body_attach(const struct host_config *config, const struct vm_spec *spec,
+                const struct hyp_ops *ops, sd_event *event, const struct hyp_callbacks *callbacks,
+                void *user, struct body **ret_body, bool *ret_running, struct err *err)
+{
+    struct hyp_nic_paths paths[VM_NICS_MAX];
+    CLEANUP_FD int pidfd = -1;
+    struct hyp_launch launch;
+    struct body *b;
+    pid_t pid;
+    int r = body_new(config, spec, ops, event, callbacks, user, &b, err);
+
+    if (r < 0)
+        return r;
+    r = vm_process_find(config, spec->name, &pid, &pidfd);
+    if (r < 0)
+        err_set(err, r, "%s has no hypervisor on this host", spec->name);
+    if (r == 0 && (r = find_ram(b, err)) == 0 && (r = open_ports(b, paths, err)) == 0 &&
+        (r = disks_open(config, spec, b->own_dir, DISKS_GO_ON, event, &b->disks, err)) >= 0) {
+        fill_launch(b, paths, &launch);
+        fault_point("body.attach");
+        r = ops->attach(&launch, pid, &b->vm, ret_running, err);
+    }
+    if (r < 0) {
+        abandon(b);
         return r;
     }
     *ret_body = b;
@@ -297,29 +327,18 @@ static void remove_own_dir(const struct body *b)
 
 void body_close(struct body *b)
 {
-    uint32_t i;
+    char path[VM_PROCESS_PATH_MAX + 8];
 
     if (!b)
         return;
     b->ops->close(b->vm);
-    disks_close(b->disks);
-    for (i = 0; i < b->spec.n_nics; i++)
-        netport_close(b->ports[i]);
-    if (b->ram)
-        (void)munmap(b->ram, b->spec.memory_bytes);
-    if (b->ram_fd >= 0) {
-        close(b->ram_fd);
+    let_go(b);
+    if (b->ram_fd >= 0)
         (void)unlink(b->ram_path);
-    }
-    if (b->own_dir[0])
-        remove_own_dir(b);
-    if (b->lock_fd >= 0) {
-        char path[VM_PATH_MAX + 80];
-
-        /* Unlinked while it is locked, so that nobody locks a file that has no name. */
-        (void)snprintf(path, sizeof(path), "%s/vms/%s.lock", b->config->run_dir, b->spec.name);
-        (void)unlink(path);
-        close(b->lock_fd);
-    }
+    remove_own_dir(b);
+    /* Unlinked while it is locked, so that nobody locks a file that has no name. */
+    (void)snprintf(path, sizeof(path), "%s.lock", b->own_dir);
+    (void)unlink(path);
+    close(b->lock_fd);
     free(b);
 }

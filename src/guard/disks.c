@@ -27,15 +27,16 @@ static int make_dirs(struct disks *d, const struct host_config *config, const ch
     return 0;
 }
 
-static int open_disk(struct disks *d, uint32_t i, const struct vm_disk *spec, bool standby,
+static int open_disk(struct disks *d, uint32_t i, const struct vm_disk *spec, enum disks_use use,
                      struct err *err)
 {
+    bool standby = use == DISKS_STANDBY;
     struct image_open how = {
         .path = spec->path,
         .size_bytes = spec->size_bytes,
         /* An image that the VM has used, and that is missing now, is not replaced by an empty one.
          */
-        .create = standby || d->record.role == COPY_NONE,
+        .create = standby || (use == DISKS_START && d->record.role == COPY_NONE),
         .read_only = spec->read_only && !standby,
     };
     char path[sizeof(d->dir) + 16];
@@ -80,7 +81,8 @@ static int recover(struct disks *d, const char *vm, struct err *err)
     return r;
 }
 
-static int serve(struct disks *d, const struct vm_spec *spec, const char *own_dir, struct err *err)
+static int serve(struct disks *d, const struct vm_spec *spec, const char *own_dir,
+                 enum disk_mode mode, struct err *err)
 {
     struct disk_server_disk served[VM_DISKS_MAX];
     uint32_t i;
@@ -99,11 +101,11 @@ static int serve(struct disks *d, const struct vm_spec *spec, const char *own_di
             .read_only = spec->disks[i].read_only,
         };
     }
-    return disk_server_open(served, d->n, d->journal, &d->server, err);
+    return disk_server_open(served, d->n, d->journal, mode, &d->server, err);
 }
 
 static int open_all(struct disks *d, const struct host_config *config, const struct vm_spec *spec,
-                    const char *own_dir, bool standby, sd_event *event, struct err *err)
+                    const char *own_dir, enum disks_use use, sd_event *event, struct err *err)
 {
     char path[sizeof(d->dir) + 8];
     uint32_t i;
@@ -114,7 +116,7 @@ static int open_all(struct disks *d, const struct host_config *config, const str
     if (r >= 0)
         r = copy_record_load(path, &d->record, err);
     for (i = 0; r >= 0 && i < spec->n_disks; i++) {
-        r = open_disk(d, i, &spec->disks[i], standby, err);
+        r = open_disk(d, i, &spec->disks[i], use, err);
         if (r < 0)
             err_prefix(err, "disks[%u]", i);
     }
@@ -126,11 +128,15 @@ static int open_all(struct disks *d, const struct host_config *config, const str
     r = d->notify_fd < 0 ? -errno : background_new(event, &d->background);
     if (r >= 0)
         r = journal_new((uint64_t)config->disk_journal_mib << 20, d->notify_fd, &d->journal);
-    return r < 0 ? err_sys(err, r, "disks") : serve(d, spec, own_dir, err);
+    if (r >= 0 && use == DISKS_GO_ON)
+        r = disks_sync(d);
+    if (r < 0)
+        return err_sys(err, r, "disks");
+    return serve(d, spec, own_dir, use == DISKS_GO_ON ? DISK_OPEN : DISK_WAITING, err);
 }
 
 int disks_open(const struct host_config *config, const struct vm_spec *spec, const char *own_dir,
-               bool standby, sd_event *event, struct disks **ret_disks, struct err *err)
+               enum disks_use use, sd_event *event, struct disks **ret_disks, struct err *err)
 {
     struct disks *d;
     int r;
@@ -142,7 +148,7 @@ int disks_open(const struct host_config *config, const struct vm_spec *spec, con
     if (!d)
         return err_sys(err, -ENOMEM, "disks");
     d->notify_fd = -1;
-    r = open_all(d, config, spec, own_dir, standby, event, err);
+    r = open_all(d, config, spec, own_dir, use, event, err);
     if (r < 0)
         disks_close(d);
     else

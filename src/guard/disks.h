@@ -35,11 +35,18 @@ struct disks {
     enum disk_phase phase;
 };
 
-/* Opens everything in own_dir (sockets) and the state directory; recovers the redo log; serves in
- * DISK_WAITING. standby: read-only disks are opened for writing, since they are to be filled.
- * *ret_disks is NULL when the VM has none. */
+/* What disks are opened for. */
+enum disks_use {
+    DISKS_START = 1, /* a VM that is to start: served in DISK_WAITING */
+    DISKS_STANDBY,   /* likewise; read-only disks are opened for writing, since they are filled */
+    DISKS_GO_ON, /* a VM that runs already, whose guard died: synced, so that none of the flushes
+                  * that it answered is owed, and served in DISK_OPEN from the start */
+};
+
+/* Opens everything in own_dir (sockets) and the state directory; recovers the redo log; serves.
+ * *ret_disks is NULL when the VM has none. Blocks on the disks. */
 int disks_open(const struct host_config *config, const struct vm_spec *spec, const char *own_dir,
-               bool standby, sd_event *event, struct disks **ret_disks,
+               enum disks_use use, sd_event *event, struct disks **ret_disks,
                struct err *err) US_MUST_CHECK;
 
 /* After the hypervisor's end. NULL is allowed. */

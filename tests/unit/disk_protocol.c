@@ -338,12 +338,14 @@ static void test_socket_is_refused(void **state)
     struct err err;
     char long_path[200];
 
-    assert_int_equal(disk_server_open(&disk, 1, rig->journal, &server, &err), -ENOENT);
+    assert_int_equal(disk_server_open(&disk, 1, rig->journal, DISK_WAITING, &server, &err),
+                     -ENOENT);
     assert_non_null(strstr(err.text, "/nonexistent/nbd.sock"));
     memset(long_path, 'x', sizeof(long_path));
     long_path[sizeof(long_path) - 1] = 0;
     disk.socket_path = long_path;
-    assert_int_equal(disk_server_open(&disk, 1, rig->journal, &server, &err), -ENAMETOOLONG);
+    assert_int_equal(disk_server_open(&disk, 1, rig->journal, DISK_WAITING, &server, &err),
+                     -ENAMETOOLONG);
 }
 
 #define TEST(fn) cmocka_unit_test_setup_teardown(fn, rig_setup, rig_teardown)

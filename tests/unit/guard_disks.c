@@ -50,7 +50,8 @@ static void open_disks(struct rig *rig)
 {
     struct err err;
 
-    if (disks_open(&rig->config, &rig->spec, rig->folder, false, rig->event, &rig->disks, &err) < 0)
+    if (disks_open(&rig->config, &rig->spec, rig->folder, DISKS_START, rig->event, &rig->disks,
+                   &err) < 0)
         fail_msg("%s", err.text);
 }
 
@@ -122,7 +123,8 @@ static void no_disks(void **state)
     struct vm_spec spec = {.name = "none"};
     struct disks *d = rig->disks;
 
-    assert_int_equal(disks_open(&rig->config, &spec, rig->folder, false, rig->event, &d, NULL), 0);
+    assert_int_equal(
+        disks_open(&rig->config, &spec, rig->folder, DISKS_START, rig->event, &d, NULL), 0);
     assert_null(d);
     disks_phase(NULL, DISK_STOPPING);
     disks_let_flushes_go(NULL);
@@ -184,16 +186,17 @@ static void refuses_what_is_damaged(void **state)
         assert_non_null(f);
         assert_true(fputs("damaged", f) >= 0);
         assert_int_equal(fclose(f), 0);
-        assert_true(disks_open(&rig->config, &rig->spec, rig->folder, false, rig->event, &d, &err) <
-                    0);
+        assert_true(disks_open(&rig->config, &rig->spec, rig->folder, DISKS_START, rig->event, &d,
+                               &err) < 0);
         assert_null(d);
         assert_non_null(strstr(err.text, path(rig, names[i])));
         assert_int_equal(unlink(path(rig, names[i])), 0);
         open_disks(rig);
     }
     /* One process at a time. */
-    assert_int_equal(disks_open(&rig->config, &rig->spec, rig->folder, false, rig->event, &d, &err),
-                     -EBUSY);
+    assert_int_equal(
+        disks_open(&rig->config, &rig->spec, rig->folder, DISKS_START, rig->event, &d, &err),
+        -EBUSY);
     assert_non_null(strstr(err.text, "disks[0]: "));
 }
 
@@ -264,13 +267,14 @@ static void a_used_image_is_not_made_anew(void **state)
     assert_int_equal(disks_record(rig->disks, &used, NULL), 0);
     close_disks(rig);
     assert_int_equal(unlink(path(rig, "image1")), 0);
-    assert_int_equal(disks_open(&rig->config, &rig->spec, rig->folder, false, rig->event, &d, &err),
-                     -ENOENT);
+    assert_int_equal(
+        disks_open(&rig->config, &rig->spec, rig->folder, DISKS_START, rig->event, &d, &err),
+        -ENOENT);
     assert_non_null(strstr(err.text, "disks[1]: "));
     assert_non_null(strstr(err.text, "image1 is missing"));
     assert_int_equal(access(path(rig, "image1"), F_OK), -1);
-    assert_int_equal(disks_open(&rig->config, &rig->spec, rig->folder, true, rig->event, &d, &err),
-                     0);
+    assert_int_equal(
+        disks_open(&rig->config, &rig->spec, rig->folder, DISKS_STANDBY, rig->event, &d, &err), 0);
     assert_false(d->created[0]);
     assert_true(d->created[1]);
     disks_close(d);

@@ -31,7 +31,7 @@ void rig_serve(struct nbd_rig *rig, bool read_only)
     };
     struct err err;
 
-    if (disk_server_open(&disk, 1, rig->journal, &rig->server, &err) < 0)
+    if (disk_server_open(&disk, 1, rig->journal, DISK_WAITING, &rig->server, &err) < 0)
         fail_msg("%s", err.text);
     for (int i = 0; i < CLIENTS; i++)
         rig->client[i] = rig_connect(rig);

@@ -20,6 +20,7 @@
 #include "hyp/qemu/vm.h"
 #include "hyp-guest.h"
 #include "hyp-options.h"
+#include "hyp-pattern.h"
 #include "hyp-samples.h"
 #include "hyp-tap.h"
 #include "hyp-vm.h"
@@ -59,43 +60,19 @@ static void write_guest(const char *path)
         bail_out("%s: %s", path, strerror(errno));
 }
 
-/* Verifies that a stopped guest's pages agree with the highest counter in them, and returns it. */
 static uint32_t check_pattern(const uint8_t *ram, const char *what)
 {
-    uint32_t newest = 0, bad = 0;
+    uint32_t newest, bad = hyp_pattern_memory(ram + pattern_base, options.pages, &newest);
 
-    for (int pass = 0; pass < 2; pass++) {
-        for (uint32_t i = 0; i < options.pages; i++) {
-            uint32_t value, want = newest - (newest - i) % options.pages;
-
-            memcpy(&value, ram + pattern_base + i * VM_PAGE_BYTES, sizeof(value));
-            if (pass == 0)
-                newest = value > newest ? value : newest;
-            else
-                bad += value != (newest >= i ? want : 0);
-        }
-    }
     check(bad == 0, "%s: memory agrees with itself (counter %" PRIu32 ", %" PRIu32 " bad pages)",
           what, newest, bad);
     return newest;
 }
 
-/* Verifies that the disk has what the boot sector's guest had in its memory when it stopped. The
- * write of the newest counter may have been yet to come. */
 static void check_disk(uint32_t newest, const char *what)
 {
-    CLEANUP_FD int fd = open(disks[0].path, O_RDONLY | O_CLOEXEC);
-    uint32_t bad = 0;
+    uint32_t bad = hyp_pattern_disk(disks[0].path, options.pages, newest);
 
-    for (uint32_t i = 0; i < options.pages; i++) {
-        uint32_t value = 0, want = newest - (newest - i) % options.pages;
-
-        if (pread(fd, &value, sizeof(value), (off_t)((i + 1) * VM_PAGE_BYTES)) != sizeof(value))
-            bail_out("%s: %s", disks[0].path, strerror(errno));
-        if (newest < i)
-            want = 0;
-        bad += value != want && !(want == newest && value + options.pages == want);
-    }
     check(bad == 0, "%s: the disk agrees with the memory (%" PRIu32 " bad blocks)", what, bad);
 }
 

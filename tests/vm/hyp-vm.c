@@ -31,8 +31,13 @@ void loop_start(void)
 {
     (void)signal(SIGINT, on_signal);
     (void)signal(SIGTERM, on_signal);
-    if (sd_event_default(&loop) < 0)
-        bail_out("sd_event_default");
+    if (sd_event_new(&loop) < 0)
+        bail_out("sd_event_new");
+}
+
+sd_event *loop_get(void)
+{
+    return loop;
 }
 
 void loop_end(void)
@@ -99,7 +104,7 @@ static void on_exit_of_vm(void *user, enum hyp_exit how, const char *detail)
     (void)snprintf(vm->text, sizeof(vm->text), "%s", detail);
 }
 
-static const struct hyp_callbacks callbacks = {
+const struct hyp_callbacks vm_callbacks = {
     .on_stopped = on_stopped,
     .on_guest_flushes = on_guest_flushes,
     .on_checkpoint = on_checkpoint,
@@ -164,7 +169,7 @@ void launch(struct vm *vm, const struct vm_world *world, const struct vm_spec *s
         .disk_sockets = disk_sockets,
         .incoming = incoming,
         .event = loop,
-        .callbacks = &callbacks,
+        .callbacks = &vm_callbacks,
         .user = vm,
     };
     uint64_t start;

@@ -47,7 +47,10 @@ struct vm_world {
     const struct hyp_disk *disks;
 };
 
+extern const struct hyp_callbacks vm_callbacks; /* user: a struct vm */
+
 void loop_start(void);
+sd_event *loop_get(void); /* borrowed */
 void loop_end(void);
 void run_loop_for(unsigned int ms);
 
