@@ -55,11 +55,11 @@ void log_line(int priority, const char *fmt, ...)
 int log_limit_pass(struct log_limit *limit, unsigned long long *ret_suppressed)
 {
     struct timespec now;
-    unsigned long long now_ms;
+    unsigned long long now_ms, period_ms = limit->period_ms ? limit->period_ms : 1000;
 
     clock_gettime(CLOCK_MONOTONIC, &now);
     now_ms = (unsigned long long)now.tv_sec * 1000 + (unsigned long long)now.tv_nsec / 1000000;
-    if (limit->last_ms && now_ms - limit->last_ms < 1000) {
+    if (limit->last_ms && now_ms - limit->last_ms < period_ms) {
         limit->suppressed++;
         return 0;
     }

@@ -22,9 +22,10 @@ void log_line(int priority, const char *fmt, ...) US_PRINTF(2, 3);
 #define log_info(...)    log_line(LOG_INFO, __VA_ARGS__)
 #define log_debug(...)   log_line(LOG_DEBUG, __VA_ARGS__)
 
-/* A limiter for lines that a guest or a peer can trigger: at most one line a second per limiter.
- * Zero-initialise. */
+/* A limiter for lines that a guest or a peer can trigger: at most one line in each period.
+ * Otherwise zero-initialise. */
 struct log_limit {
+    unsigned period_ms; /* 0: a second */
     unsigned long long last_ms;
     unsigned long long suppressed;
 };
