@@ -4,6 +4,7 @@
 
 #include <jansson.h>
 #include <stdint.h>
+#include <sys/types.h>
 #include <systemd/sd-event.h>
 
 #include "base/err.h"
@@ -14,7 +15,8 @@
  * A request is one line, an object with "command". Its answer is one line with "ok": true, or false
  * and "error"; lines with "progress" may come before it. A connection carries one request at a
  * time; the next line is read once the answer is out. One file descriptor may travel with a
- * request. Only root, or the user that the server runs as, is served. */
+ * request. Only root, the user that the server runs as, and members of a group that it allows are
+ * served. */
 
 enum {
     CONTROL_LINE_MAX = 1024 * 1024, /* bytes of one line; a longer one ends the connection */
@@ -38,6 +40,10 @@ typedef void control_gone_fn(void *user);
  * process serves it. `event` is borrowed for the life of the server, as is `user`. */
 int control_server_new(sd_event *event, const char *path, control_handler_fn *handler, void *user,
                        struct control_server **ret_server, struct err *err) US_MUST_CHECK;
+
+/* Serves members of this group too, and makes the socket theirs, mode 0660; they must be able to
+ * reach it. */
+int control_server_allow(struct control_server *s, gid_t group, struct err *err) US_MUST_CHECK;
 
 /* Closes every connection and removes the socket. Requests that are still open stay valid, with a
  * client that is gone, and must be answered. NULL is allowed. */

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 
 #include "base/cleanup.h"
@@ -31,6 +32,7 @@ struct control_server {
     char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
     control_handler_fn *handler;
     void *user;
+    gid_t group; /* its members are served; (gid_t)-1: none */
     unsigned n_clients;
     struct client *clients;
 };
@@ -201,15 +203,38 @@ static int on_client_io(sd_event_source *source, int fd, uint32_t events, void *
     return 0;
 }
 
-/* True for root and for the user that this process runs as. */
-static bool client_allowed(int sock)
+/* True when the client was in the group when it connected, by its own or another one of its
+ * groups. */
+static bool client_in_group(int sock, gid_t own, gid_t group)
+{
+    CLEANUP_FREE gid_t *groups = NULL;
+    socklen_t n = 0;
+
+    if (own == group)
+        return true;
+    /* Without room it says how much is needed; success means that there are none. */
+    if (getsockopt(sock, SOL_SOCKET, SO_PEERGROUPS, NULL, &n) == 0 || errno != ERANGE)
+        return false;
+    groups = malloc(n);
+    if (!groups || getsockopt(sock, SOL_SOCKET, SO_PEERGROUPS, groups, &n) < 0)
+        return false;
+    for (size_t i = 0; i < n / sizeof(*groups); i++) {
+        if (groups[i] == group)
+            return true;
+    }
+    return false;
+}
+
+static bool client_allowed(const struct control_server *s, int sock)
 {
     struct ucred cred;
     socklen_t n = sizeof(cred);
 
     if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &cred, &n) < 0)
         return false;
-    return cred.uid == 0 || cred.uid == geteuid();
+    if (cred.uid == 0 || cred.uid == geteuid())
+        return true;
+    return s->group != (gid_t)-1 && client_in_group(sock, cred.gid, s->group);
 }
 
 static int on_accept(sd_event_source *source, int fd, uint32_t events, void *user)
@@ -219,7 +244,7 @@ static int on_accept(sd_event_source *source, int fd, uint32_t events, void *use
         FAULTY("control.accept", accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK));
     struct client *c;
 
-    if (sock < 0 || s->n_clients == CONTROL_CLIENTS_MAX || !client_allowed(sock))
+    if (sock < 0 || s->n_clients == CONTROL_CLIENTS_MAX || !client_allowed(s, sock))
         return 0;
     c = malloc(sizeof(*c));
     if (!c)
@@ -256,11 +281,20 @@ int control_server_new(sd_event *event, const char *path, control_handler_fn *ha
     s->event = event;
     s->handler = handler;
     s->user = user;
+    s->group = (gid_t)-1;
     r = sd_event_add_io(event, &s->accepts, sock, EPOLLIN, on_accept, s);
     if (r < 0)
         return err_sys(err, r, "%s", path);
     s->sock = take_fd(&sock);
     *ret_server = take_ptr(s);
+    return 0;
+}
+
+int control_server_allow(struct control_server *s, gid_t group, struct err *err)
+{
+    if (chown(s->path, (uid_t)-1, group) < 0 || chmod(s->path, 0660) < 0)
+        return err_sys(err, -errno, "%s", s->path);
+    s->group = group;
     return 0;
 }
 
