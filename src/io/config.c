@@ -10,22 +10,20 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "io/peers.h"
 #include "io/yamlfile.h"
 #include "wire/msg.h"
 
 /* The file as libcyaml fills it in: pointers, NULL or 0 where a key is missing. */
-struct peer_text {
-    char *name, *address;
-};
-
 struct arbiter_text {
-    char *witness;
+    char *witness, *key, *ca, *cert, *prefix;
+    char **etcd;
+    uint32_t etcd_count;
 };
 
 struct config_text {
     char *name, *listen, *state_dir, *run_dir, *memory_dir, *emulator, *guard;
-    struct peer_text *peers;
-    uint32_t peers_count;
+    char *emulator_user, *control_group;
     struct arbiter_text arbiter;
     struct host_timeouts timeouts;
     uint32_t staging_mib, gate_mib, disk_journal_mib;
@@ -33,18 +31,21 @@ struct config_text {
     uint32_t disk_dirs_count;
 };
 
-static const cyaml_schema_field_t peer_fields[] = {
-    CYAML_FIELD_STRING_PTR("name", 0, struct peer_text, name, 1, HOST_NAME_BYTES - 1),
-    CYAML_FIELD_STRING_PTR("address", 0, struct peer_text, address, 1, HOST_ADDRESS_MAX - 1),
-    CYAML_FIELD_END,
-};
+#define OPTIONAL_TEXT(type, key, bytes)                                                            \
+    CYAML_FIELD_STRING_PTR(#key, CYAML_FLAG_OPTIONAL, struct type, key, 1, (bytes)-1)
 
-static const cyaml_schema_value_t peer_schema = {
-    CYAML_VALUE_MAPPING(CYAML_FLAG_DEFAULT, struct peer_text, peer_fields),
+static const cyaml_schema_value_t url_schema = {
+    CYAML_VALUE_STRING(CYAML_FLAG_POINTER, char *, 1, ARBITER_URL_MAX - 1),
 };
 
 static const cyaml_schema_field_t arbiter_fields[] = {
-    CYAML_FIELD_STRING_PTR("witness", 0, struct arbiter_text, witness, 1, HOST_ADDRESS_MAX - 1),
+    OPTIONAL_TEXT(arbiter_text, witness, HOST_ADDRESS_MAX),
+    CYAML_FIELD_SEQUENCE("etcd", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct arbiter_text,
+                         etcd, &url_schema, 0, ARBITER_ETCD_MAX),
+    OPTIONAL_TEXT(arbiter_text, key, VM_PATH_MAX),
+    OPTIONAL_TEXT(arbiter_text, ca, VM_PATH_MAX),
+    OPTIONAL_TEXT(arbiter_text, cert, VM_PATH_MAX),
+    OPTIONAL_TEXT(arbiter_text, prefix, HOST_NAME_BYTES),
     CYAML_FIELD_END,
 };
 
@@ -59,21 +60,21 @@ static const cyaml_schema_value_t path_schema = {
     CYAML_VALUE_STRING(CYAML_FLAG_POINTER, char *, 1, VM_PATH_MAX - 1),
 };
 
-#define OPTIONAL_PATH(key)                                                                         \
-    CYAML_FIELD_STRING_PTR(#key, CYAML_FLAG_OPTIONAL, struct config_text, key, 1, VM_PATH_MAX - 1)
+#define OPTIONAL_PATH(key)   OPTIONAL_TEXT(config_text, key, VM_PATH_MAX)
+#define OPTIONAL_NAME(key)   OPTIONAL_TEXT(config_text, key, HOST_NAME_BYTES)
 #define OPTIONAL_NUMBER(key) CYAML_FIELD_UINT(#key, CYAML_FLAG_OPTIONAL, struct config_text, key)
 
 static const cyaml_schema_field_t config_fields[] = {
     CYAML_FIELD_STRING_PTR("name", 0, struct config_text, name, 1, HOST_NAME_BYTES - 1),
     CYAML_FIELD_STRING_PTR("listen", 0, struct config_text, listen, 1, HOST_ADDRESS_MAX - 1),
-    CYAML_FIELD_SEQUENCE("peers", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct config_text,
-                         peers, &peer_schema, 0, HOST_PEERS_MAX),
     CYAML_FIELD_MAPPING("arbiter", 0, struct config_text, arbiter, arbiter_fields),
     OPTIONAL_PATH(state_dir),
     OPTIONAL_PATH(run_dir),
     OPTIONAL_PATH(memory_dir),
     OPTIONAL_PATH(emulator),
     OPTIONAL_PATH(guard),
+    OPTIONAL_NAME(emulator_user),
+    OPTIONAL_NAME(control_group),
     CYAML_FIELD_MAPPING("timeouts", CYAML_FLAG_OPTIONAL, struct config_text, timeouts,
                         timeouts_fields),
     OPTIONAL_NUMBER(staging_mib),
@@ -88,8 +89,7 @@ static const cyaml_schema_value_t config_schema = {
     CYAML_VALUE_MAPPING(CYAML_FLAG_POINTER, struct config_text, config_fields),
 };
 
-/* True for "A.B.C.D:PORT" or "[IPV6]:PORT". */
-static bool address_valid(const char *address)
+bool host_address_valid(const char *address)
 {
     char ip[HOST_ADDRESS_MAX];
     uint8_t binary[sizeof(struct in6_addr)];
@@ -120,22 +120,22 @@ static int take_name(const struct yamlfile *y, const char *path, const char *tex
 static int take_address(const struct yamlfile *y, const char *path, const char *text,
                         char address[HOST_ADDRESS_MAX], struct err *err)
 {
-    if (!address_valid(text))
+    if (!host_address_valid(text))
         return yamlfile_fail(
             y, err, path, "\"%s\" is not IP:PORT (as 192.0.2.1:7700 or [2001:db8::1]:7700)", text);
     (void)snprintf(address, HOST_ADDRESS_MAX, "%s", text);
     return 0;
 }
 
-static int take_dir(const struct yamlfile *y, const char *path, const char *text,
-                    const char *fallback, char dir[VM_PATH_MAX], struct err *err)
+static int take_path(const struct yamlfile *y, const char *path, const char *text,
+                     const char *fallback, char out[VM_PATH_MAX], struct err *err)
 {
-    size_t n = (size_t)snprintf(dir, VM_PATH_MAX, "%s", text ? text : fallback);
+    size_t n = (size_t)snprintf(out, VM_PATH_MAX, "%s", text ? text : fallback);
 
-    if (dir[0] != '/')
+    if (out[0] != '/')
         return yamlfile_fail(y, err, path, "\"%s\" is not an absolute path", text);
-    while (n > 1 && dir[n - 1] == '/')
-        dir[--n] = '\0';
+    while (n > 1 && out[n - 1] == '/')
+        out[--n] = '\0';
     return 0;
 }
 
@@ -149,29 +149,94 @@ static int take_number(const struct yamlfile *y, const char *path, uint32_t give
     return 0;
 }
 
-static int take_peers(const struct yamlfile *y, const struct config_text *text,
-                      struct host_config *config, struct err *err)
+/* Keys of one kind of arbiter that are not for the other. */
+static int refuse_keys(const struct yamlfile *y, const char *kind, const char *const *keys,
+                       struct err *err)
 {
-    for (uint32_t i = 0; i < text->peers_count; i++) {
-        struct host_peer *peer = &config->peers[i];
-        char path[YAML_PATH_MAX];
-        int r;
+    char path[YAML_PATH_MAX];
 
-        (void)snprintf(path, sizeof(path), "peers[%u].name", i);
-        r = take_name(y, path, text->peers[i].name, peer->name, err);
-        if (r < 0)
-            return r;
-        if (strcmp(peer->name, config->name) == 0)
-            return yamlfile_fail(y, err, path, "this is the host itself, not a peer");
-        if (host_config_peer(config, peer->name))
-            return yamlfile_fail(y, err, path, "peer %s is given twice", peer->name);
-        (void)snprintf(path, sizeof(path), "peers[%u].address", i);
-        r = take_address(y, path, text->peers[i].address, peer->address, err);
-        if (r < 0)
-            return r;
-        config->n_peers = i + 1;
+    for (; *keys; keys++) {
+        (void)snprintf(path, sizeof(path), "arbiter.%s", *keys);
+        if (yamlfile_line(y, path))
+            return yamlfile_fail(y, err, path, "does not belong to %s", kind);
     }
     return 0;
+}
+
+static int take_witness(const struct yamlfile *y, const struct arbiter_text *text,
+                        struct arbiter_config *arbiter, struct err *err)
+{
+    static const char *const not_mine[] = {"ca", "cert", "prefix", NULL};
+    struct err why;
+    int r = refuse_keys(y, "a witness", not_mine, err);
+
+    if (r == 0)
+        r = take_address(y, "arbiter.witness", text->witness, arbiter->address, err);
+    if (r == 0 && !text->key)
+        r = yamlfile_fail(y, err, "arbiter",
+                          "\"key\" is missing: what `understudy-witness key` says there");
+    if (r == 0 && public_key_parse(text->key, &arbiter->key, &why) < 0)
+        r = yamlfile_fail(y, err, "arbiter.key", "%s", why.text);
+    arbiter->kind = ARBITER_WITNESS;
+    return r;
+}
+
+static int take_file(const struct yamlfile *y, const char *path, const char *text,
+                     char file[VM_PATH_MAX], struct err *err)
+{
+    if (!text)
+        return yamlfile_fail(y, err, path, "a file is needed to authenticate with etcd");
+    return take_path(y, path, text, NULL, file, err);
+}
+
+static int take_endpoints(const struct yamlfile *y, const struct arbiter_text *text,
+                          struct arbiter_config *arbiter, struct err *err)
+{
+    static const char https[] = "https://";
+
+    if (text->etcd_count == 0)
+        return yamlfile_fail(y, err, "arbiter.etcd", "at least one endpoint is needed");
+    for (uint32_t i = 0; i < text->etcd_count; i++) {
+        const char *url = text->etcd[i];
+        char path[YAML_PATH_MAX];
+
+        (void)snprintf(path, sizeof(path), "arbiter.etcd[%u]", i);
+        if (strncmp(url, https, strlen(https)) != 0 || !url[strlen(https)])
+            return yamlfile_fail(y, err, path, "\"%s\" does not begin with %s", url, https);
+        (void)snprintf(arbiter->etcd[i], ARBITER_URL_MAX, "%s", url);
+        arbiter->n_etcd = i + 1;
+    }
+    return 0;
+}
+
+static int take_etcd(const struct yamlfile *y, const struct arbiter_text *text,
+                     struct arbiter_config *arbiter, struct err *err)
+{
+    const char *prefix = text->prefix ? text->prefix : "/understudy/";
+    int r = take_endpoints(y, text, arbiter, err);
+
+    if (r == 0)
+        r = take_file(y, "arbiter.ca", text->ca, arbiter->ca, err);
+    if (r == 0)
+        r = take_file(y, "arbiter.cert", text->cert, arbiter->cert_file, err);
+    if (r == 0)
+        r = take_file(y, "arbiter.key", text->key, arbiter->key_file, err);
+    if (r == 0 && prefix[strlen(prefix) - 1] != '/')
+        r = yamlfile_fail(y, err, "arbiter.prefix", "\"%s\" does not end with /", prefix);
+    (void)snprintf(arbiter->prefix, sizeof(arbiter->prefix), "%s", prefix);
+    arbiter->kind = ARBITER_ETCD;
+    return r;
+}
+
+static int take_arbiter(const struct yamlfile *y, const struct arbiter_text *text,
+                        struct arbiter_config *arbiter, struct err *err)
+{
+    bool witness = yamlfile_line(y, "arbiter.witness"), etcd = yamlfile_line(y, "arbiter.etcd");
+
+    if (witness == etcd)
+        return yamlfile_fail(y, err, "arbiter", "either \"witness\" or \"etcd\" belongs here%s",
+                             witness ? ", not both" : "");
+    return witness ? take_witness(y, text, arbiter, err) : take_etcd(y, text, arbiter, err);
 }
 
 static int take_timeouts(const struct yamlfile *y, const struct host_timeouts *text,
@@ -229,17 +294,53 @@ static int take_paths(const struct yamlfile *y, const struct config_text *text,
     int r;
 
     guard_default(guard);
-    r = take_dir(y, "state_dir", text->state_dir, "/var/lib/understudy", config->state_dir, err);
+    r = take_path(y, "state_dir", text->state_dir, "/var/lib/understudy", config->state_dir, err);
     if (r == 0)
-        r = take_dir(y, "run_dir", text->run_dir, "/run/understudy", config->run_dir, err);
+        r = take_path(y, "run_dir", text->run_dir, "/run/understudy", config->run_dir, err);
     if (r == 0)
-        r = take_dir(y, "memory_dir", text->memory_dir, "/dev/shm/understudy", config->memory_dir,
-                     err);
+        r = take_path(y, "memory_dir", text->memory_dir, "/dev/shm/understudy", config->memory_dir,
+                      err);
     if (r == 0)
-        r = take_dir(y, "guard", text->guard, guard, config->guard, err);
+        r = take_path(y, "guard", text->guard, guard, config->guard, err);
     (void)snprintf(config->emulator, sizeof(config->emulator), "%s",
                    text->emulator ? text->emulator : "qemu-system-x86_64");
     return r;
+}
+
+/* True for what can be the name of a user or group. Whether it exists, who needs it will see. */
+static bool account_valid(const char *name)
+{
+    static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_";
+
+    return strchr(letters, name[0]) && strspn(name + 1, "abcdefghijklmnopqrstuvwxyz"
+                                                        "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+                                                        "0123456789_.-") == strlen(name + 1);
+}
+
+/* True for "UID:GID". */
+static bool ids_valid(const char *text)
+{
+    static const char digits[] = "0123456789";
+    size_t uid = strspn(text, digits), gid = 0;
+
+    if (text[uid] == ':')
+        gid = strspn(text + uid + 1, digits);
+    return uid > 0 && uid < 10 && gid > 0 && gid < 10 && !text[uid + 1 + gid];
+}
+
+static int take_users(const struct yamlfile *y, const struct config_text *text,
+                      struct host_config *config, struct err *err)
+{
+    const char *user = text->emulator_user ? text->emulator_user : "understudy-qemu";
+    const char *group = text->control_group ? text->control_group : "";
+
+    if (!account_valid(user) && !ids_valid(user))
+        return yamlfile_fail(y, err, "emulator_user", "\"%s\" is neither a user nor UID:GID", user);
+    if (group[0] && !account_valid(group))
+        return yamlfile_fail(y, err, "control_group", "\"%s\" is not a group", group);
+    (void)snprintf(config->emulator_user, sizeof(config->emulator_user), "%s", user);
+    (void)snprintf(config->control_group, sizeof(config->control_group), "%s", group);
+    return 0;
 }
 
 static int take_disk_dirs(const struct yamlfile *y, const struct config_text *text,
@@ -247,15 +348,15 @@ static int take_disk_dirs(const struct yamlfile *y, const struct config_text *te
 {
     if (!yamlfile_line(y, "disk_dirs")) {
         config->n_disk_dirs = 1;
-        return take_dir(y, "disk_dirs", NULL, "/var/lib/understudy/images", config->disk_dirs[0],
-                        err);
+        return take_path(y, "disk_dirs", NULL, "/var/lib/understudy/images", config->disk_dirs[0],
+                         err);
     }
     for (uint32_t i = 0; i < text->disk_dirs_count; i++) {
         char path[YAML_PATH_MAX];
         int r;
 
         (void)snprintf(path, sizeof(path), "disk_dirs[%u]", i);
-        r = take_dir(y, path, text->disk_dirs[i], NULL, config->disk_dirs[i], err);
+        r = take_path(y, path, text->disk_dirs[i], NULL, config->disk_dirs[i], err);
         if (r < 0)
             return r;
         config->n_disk_dirs = i + 1;
@@ -271,15 +372,11 @@ static int convert(const struct yamlfile *y, const struct config_text *text,
     if (r == 0)
         r = take_address(y, "listen", text->listen, config->listen, err);
     if (r == 0)
-        r = take_address(y, "arbiter.witness", text->arbiter.witness, config->witness, err);
-    if (r == 0) {
-        config->arbiter.kind = ARBITER_WITNESS;
-        strcpy(config->arbiter.address, config->witness);
-    }
-    if (r == 0)
-        r = take_peers(y, text, config, err);
+        r = take_arbiter(y, &text->arbiter, &config->arbiter, err);
     if (r == 0)
         r = take_paths(y, text, config, err);
+    if (r == 0)
+        r = take_users(y, text, config, err);
     if (r == 0)
         r = take_timeouts(y, &text->timeouts, &config->timeouts, err);
     if (r == 0)
@@ -306,7 +403,12 @@ int host_config_parse(const char *text, size_t n_text, const char *file,
     r = yamlfile_open(text, n_text, file, &y, err);
     if (r < 0)
         return r;
-    r = yamlfile_read(y, &config_schema, &data, err);
+    if (yamlfile_line(y, "peers"))
+        r = yamlfile_fail(y, err, "peers",
+                          "peers are not listed here; each is made known by "
+                          "`understudy peer add NAME ADDRESS KEY`");
+    else
+        r = yamlfile_read(y, &config_schema, &data, err);
     if (r == 0)
         r = convert(y, data, &config, err);
     yamlfile_data_free(&config_schema, data);
@@ -316,13 +418,28 @@ int host_config_parse(const char *text, size_t n_text, const char *file,
     return r;
 }
 
-int host_config_load(const char *path, struct host_config *ret_config, struct err *err)
+int host_config_load_file(const char *path, struct host_config *ret_config, struct err *err)
 {
     CLEANUP_FREE char *text = NULL;
     size_t n;
     int r = yamlfile_slurp(path, &text, &n, err);
 
     return r < 0 ? r : host_config_parse(text, n, path, ret_config, err);
+}
+
+int host_config_load(const char *path, struct host_config *ret_config, struct err *err)
+{
+    CLEANUP_FREE struct host_config *config = malloc(sizeof(*config));
+    int r;
+
+    if (!config)
+        return err_set(err, -ENOMEM, "out of memory");
+    r = host_config_load_file(path, config, err);
+    if (r == 0)
+        r = peers_load(config, err);
+    if (r == 0)
+        *ret_config = *config;
+    return r;
 }
 
 const char *host_config_path(const char *option)
@@ -339,6 +456,18 @@ const struct host_peer *host_config_peer(const struct host_config *config, const
     for (uint32_t i = 0; i < config->n_peers; i++) {
         if (strcmp(config->peers[i].name, name) == 0)
             return &config->peers[i];
+    }
+    return NULL;
+}
+
+const struct host_peer *host_config_peer_by_key(const struct host_config *config,
+                                                const struct public_key *key)
+{
+    for (uint32_t i = 0; i < config->n_peers; i++) {
+        for (uint32_t k = 0; k < config->peers[i].n_keys; k++) {
+            if (public_key_equal(&config->peers[i].keys[k], key))
+                return &config->peers[i];
+        }
     }
     return NULL;
 }

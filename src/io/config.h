@@ -2,6 +2,7 @@
 #ifndef US_IO_CONFIG_H
 #define US_IO_CONFIG_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -9,7 +10,8 @@
 #include "core/vm_spec.h"
 #include "io/identity.h"
 
-/* The configuration of a host: understudy.yaml(5). Plain data; all defaults filled in. */
+/* The configuration of a host: understudy.yaml(5), and its peers, which are in a file of their own
+ * (io/peers.h). Plain data; all defaults filled in. */
 
 #define HOST_CONFIG_DEFAULT_PATH "/etc/understudy/understudy.yaml"
 
@@ -34,7 +36,7 @@ enum arbiter_kind { ARBITER_WITNESS = 1, ARBITER_ETCD };
 /* Who decides. */
 struct arbiter_config {
     enum arbiter_kind kind;
-    /* witness */
+    /* witness: where it listens, and its key */
     char address[HOST_ADDRESS_MAX];
     struct public_key key;
     /* etcd: endpoints, the files to authenticate with, and what all keys begin with */
@@ -56,7 +58,6 @@ struct host_config {
     char listen[HOST_ADDRESS_MAX];
     uint32_t n_peers;
     struct host_peer peers[HOST_PEERS_MAX];
-    char witness[HOST_ADDRESS_MAX];
     struct arbiter_config arbiter;
     char state_dir[VM_PATH_MAX];  /* records of VMs: survive a reboot */
     char run_dir[VM_PATH_MAX];    /* sockets */
@@ -65,7 +66,7 @@ struct host_config {
     char guard[VM_PATH_MAX]; /* the program understudy-guard */
     /* Whom the hypervisor runs as: a user's name, "UID:GID", or "root". */
     char emulator_user[HOST_NAME_BYTES];
-    char control_group[HOST_NAME_BYTES]; /* may give orders, besides root; "" = nobody */
+    char control_group[HOST_NAME_BYTES]; /* may give orders, besides root; "" = none */
     struct host_timeouts timeouts;
     uint32_t staging_mib;      /* per VM, at its primary: epochs captured and not yet sent */
     uint32_t gate_mib;         /* per VM: frames held */
@@ -79,17 +80,27 @@ struct host_config {
  * UNDERSTUDY_CONFIG, else HOST_CONFIG_DEFAULT_PATH. Borrowed. */
 const char *host_config_path(const char *option);
 
-/* Reads a configuration file; path as from host_config_path(). 0, or -errno with file, line and
- * reason. Blocks on the disk. */
+/* Reads a configuration file, path as from host_config_path(), and STATE_DIR/peers.json. 0, or
+ * -errno with file, line and reason. Blocks on the disk. */
 int host_config_load(const char *path, struct host_config *ret_config,
                      struct err *err) US_MUST_CHECK;
 
-/* As host_config_load(), from a text; `file` names it in errors. */
+/* As host_config_load(), without the peers: for who may not read those. */
+int host_config_load_file(const char *path, struct host_config *ret_config,
+                          struct err *err) US_MUST_CHECK;
+
+/* As host_config_load_file(), from a text; `file` names it in errors. */
 int host_config_parse(const char *text, size_t n_text, const char *file,
                       struct host_config *ret_config, struct err *err) US_MUST_CHECK;
 
-/* The peer of that name, or NULL. Borrowed from `config`. */
+/* The peer of that name, or whose key that is; NULL: there is none. Borrowed from `config`, until
+ * its peers change. */
 const struct host_peer *host_config_peer(const struct host_config *config, const char *name);
+const struct host_peer *host_config_peer_by_key(const struct host_config *config,
+                                                const struct public_key *key);
+
+/* True for "A.B.C.D:PORT" or "[IPV6]:PORT", both numeric. */
+bool host_address_valid(const char *address);
 
 /* Whether a standby may open, or make, the images of a VM that a peer defines: each one's directory
  * lies, symbolic links resolved, in one of disk_dirs, or its path is listed there itself. 0;

@@ -8,9 +8,17 @@
 
 #include "io/config.h"
 #include "io/yamlfile.h"
+#include "keys.h"
 #include "unit.h"
 
-#define HEAD "name: hosta\nlisten: 192.0.2.1:7700\narbiter:\n  witness: 192.0.2.9:7701\n"
+/* Four lines, so that what follows begins in line 5. */
+#define HEAD                                                                                       \
+    "name: hosta\nlisten: 192.0.2.1:7700\narbiter:\n  {witness: '192.0.2.9:7701', key: '" KEY_1    \
+    "'}\n"
+
+/* The same without the arbiter, whose line is the third. */
+#define ARBITER(text) "name: hosta\nlisten: 192.0.2.1:7700\narbiter: {" text "}\n"
+#define ETCD(url)     "etcd: ['" url "'], ca: /ca, cert: /cert, key: /key"
 
 static int parse(const char *text, struct host_config *config, struct err *err)
 {
@@ -25,8 +33,12 @@ static void test_defaults(void **state)
     assert_int_equal(parse(HEAD, &c, &err), 0);
     assert_string_equal(c.name, "hosta");
     assert_string_equal(c.listen, "192.0.2.1:7700");
-    assert_string_equal(c.witness, "192.0.2.9:7701");
+    assert_int_equal(c.arbiter.kind, ARBITER_WITNESS);
+    assert_string_equal(c.arbiter.address, "192.0.2.9:7701");
+    assert_int_equal(c.arbiter.key.bytes[31], 1);
     assert_int_equal(c.n_peers, 0);
+    assert_string_equal(c.emulator_user, "understudy-qemu");
+    assert_string_equal(c.control_group, "");
     assert_string_equal(c.state_dir, "/var/lib/understudy");
     assert_string_equal(c.run_dir, "/run/understudy");
     assert_string_equal(c.memory_dir, "/dev/shm/understudy");
@@ -49,16 +61,19 @@ static void test_everything(void **state)
 
     assert_int_equal(parse("name: hosta\n"
                            "listen: '[2001:db8::1]:7700'\n"
-                           "peers:\n"
-                           "  - {name: hostb, address: '192.0.2.2:7700'}\n"
-                           "  - name: hostc\n"
-                           "    address: '[2001:db8::3]:65535'\n"
-                           "arbiter: {witness: '192.0.2.9:1'}\n"
+                           "arbiter:\n"
+                           "  etcd: ['https://192.0.2.7:2379', 'https://etcd.example:1']\n"
+                           "  ca: /etc/ca.pem\n"
+                           "  cert: /etc/cert.pem\n"
+                           "  key: /etc/key.pem\n"
+                           "  prefix: /site/\n"
                            "state_dir: /srv/state/\n"
                            "run_dir: /srv/run\n"
                            "memory_dir: /srv/memory\n"
                            "emulator: /opt/qemu\n"
                            "guard: /opt/guard\n"
+                           "emulator_user: '64055:107'\n"
+                           "control_group: operators\n"
                            "timeouts: {heartbeat_ms: 50, standby_ms: 150, primary_ms: 151}\n"
                            "staging_mib: 16\n"
                            "gate_mib: 1\n"
@@ -66,9 +81,15 @@ static void test_everything(void **state)
                            "disk_dirs: [/srv/images/, /dev/vg0]\n",
                            &c, &err),
                      0);
-    assert_int_equal(c.n_peers, 2);
-    assert_string_equal(host_config_peer(&c, "hostc")->address, "[2001:db8::3]:65535");
-    assert_null(host_config_peer(&c, "hosta"));
+    assert_int_equal(c.arbiter.kind, ARBITER_ETCD);
+    assert_int_equal(c.arbiter.n_etcd, 2);
+    assert_string_equal(c.arbiter.etcd[1], "https://etcd.example:1");
+    assert_string_equal(c.arbiter.ca, "/etc/ca.pem");
+    assert_string_equal(c.arbiter.cert_file, "/etc/cert.pem");
+    assert_string_equal(c.arbiter.key_file, "/etc/key.pem");
+    assert_string_equal(c.arbiter.prefix, "/site/");
+    assert_string_equal(c.emulator_user, "64055:107");
+    assert_string_equal(c.control_group, "operators");
     assert_string_equal(c.state_dir, "/srv/state");
     assert_string_equal(c.emulator, "/opt/qemu");
     assert_string_equal(c.guard, "/opt/guard");
@@ -112,32 +133,49 @@ static const struct {
     {HEAD "disk_dirs: /srv\n", "u.yaml:5: disk_dirs: a list belongs here"},
     {HEAD "disk_dirs:\n- /srv\n- images\n",
      "u.yaml:7: disk_dirs[1]: \"images\" is not an absolute path"},
-    {HEAD "peers: hostb\n", "u.yaml:5: peers: a list belongs here"},
-    {HEAD "peers:\n- {}\n", "u.yaml:6: peers[0]: \"name\" is missing"},
-    {HEAD "peers:\n- name: hostb\n", "u.yaml:6: peers[0]: \"address\" is missing"},
-    {HEAD "peers:\n- name: hostb\n  addres: x\n", "u.yaml:7: peers[0]: unknown key \"addres\""},
-    {HEAD "peers:\n- name: Hostb\n  address: 192.0.2.2:7700\n",
-     "u.yaml:6: peers[0].name: \"Hostb\" is not a name (a-z, 0-9 and -, 63 at most)"},
-    {HEAD "peers:\n- name: hosta\n  address: 192.0.2.2:7700\n",
-     "u.yaml:6: peers[0].name: this is the host itself, not a peer"},
-    {HEAD "peers:\n- {name: b, address: '1.1.1.1:1'}\n- {name: b, address: '1.1.1.2:1'}\n",
-     "u.yaml:7: peers[1].name: peer b is given twice"},
+    {HEAD "peers:\n- name: hostb\n",
+     "u.yaml:5: peers: peers are not listed here; each is made known by `understudy peer add NAME "
+     "ADDRESS KEY`"},
+    {HEAD "emulator_user: 0\n", "u.yaml:5: emulator_user: \"0\" is neither a user nor UID:GID"},
+    {HEAD "emulator_user: '1:-1'\n",
+     "u.yaml:5: emulator_user: \"1:-1\" is neither a user nor UID:GID"},
+    {HEAD "emulator_user: '1:1:1'\n",
+     "u.yaml:5: emulator_user: \"1:1:1\" is neither a user nor UID:GID"},
+    {HEAD "emulator_user: '1:9999999999'\n",
+     "u.yaml:5: emulator_user: \"1:9999999999\" is neither a user nor UID:GID"},
+    {HEAD "control_group: 'a b'\n", "u.yaml:5: control_group: \"a b\" is not a group"},
+    {HEAD "control_group: '7:7'\n", "u.yaml:5: control_group: \"7:7\" is not a group"},
+    {ARBITER(""), "u.yaml:3: arbiter: either \"witness\" or \"etcd\" belongs here"},
+    {ARBITER("key: /key"), "u.yaml:3: arbiter: either \"witness\" or \"etcd\" belongs here"},
+    {ARBITER("witness: '1.1.1.1:1', " ETCD("https://a")),
+     "u.yaml:3: arbiter: either \"witness\" or \"etcd\" belongs here, not both"},
+    {ARBITER("witness: '1.1.1.1:1'"),
+     "u.yaml:3: arbiter: \"key\" is missing: what `understudy-witness key` says there"},
+    {ARBITER("witness: '1.1.1.1', key: x"),
+     "u.yaml:3: arbiter.witness: \"1.1.1.1\" is not IP:PORT (as 192.0.2.1:7700 or "
+     "[2001:db8::1]:7700)"},
+    {ARBITER("witness: '1.1.1.1:1', key: /key"),
+     "u.yaml:3: arbiter.key: '/key' is no public key: expected ed25519:..."},
+    {ARBITER("witness: '1.1.1.1:1', key: x, prefix: /a/"),
+     "u.yaml:3: arbiter.prefix: does not belong to a witness"},
+    {ARBITER("witness: '1.1.1.1:1', key: x, ca: /a"),
+     "u.yaml:3: arbiter.ca: does not belong to a witness"},
+    {ARBITER("etcd: []"), "u.yaml:3: arbiter.etcd: at least one endpoint is needed"},
+    {ARBITER(ETCD("http://a:1")),
+     "u.yaml:3: arbiter.etcd[0]: \"http://a:1\" does not begin with https://"},
+    {ARBITER(ETCD("https://")),
+     "u.yaml:3: arbiter.etcd[0]: \"https://\" does not begin with https://"},
+    {ARBITER("etcd: ['https://a'], ca: /a, key: /k"),
+     "u.yaml:3: arbiter.cert: a file is needed to authenticate with etcd"},
+    {ARBITER("etcd: ['https://a'], ca: a, cert: /c, key: /k"),
+     "u.yaml:3: arbiter.ca: \"a\" is not an absolute path"},
+    {ARBITER(ETCD("https://a") ", prefix: /a"),
+     "u.yaml:3: arbiter.prefix: \"/a\" does not end with /"},
     {HEAD "timeouts: {heartbeat_ms: 40}\n",
      "u.yaml:5: timeouts.standby_ms: 100 ms is less than three heartbeats of 40 ms"},
     {HEAD "timeouts:\n  primary_ms: 100\n",
      "u.yaml:6: timeouts.primary_ms: 100 ms must be more than standby_ms (100 ms): where only the "
      "link breaks, the primary has to be the first to ask the arbiter"},
-    {HEAD "peers: ["
-          "{name: a, address: '1.1.1.1:1'}, {name: b, address: '1.1.1.1:1'},"
-          "{name: c, address: '1.1.1.1:1'}, {name: d, address: '1.1.1.1:1'},"
-          "{name: e, address: '1.1.1.1:1'}, {name: f, address: '1.1.1.1:1'},"
-          "{name: g, address: '1.1.1.1:1'}, {name: h, address: '1.1.1.1:1'},"
-          "{name: i, address: '1.1.1.1:1'}, {name: j, address: '1.1.1.1:1'},"
-          "{name: k, address: '1.1.1.1:1'}, {name: l, address: '1.1.1.1:1'},"
-          "{name: m, address: '1.1.1.1:1'}, {name: n, address: '1.1.1.1:1'},"
-          "{name: o, address: '1.1.1.1:1'}, {name: p, address: '1.1.1.1:1'},"
-          "{name: q, address: '1.1.1.1:1'}]\n",
-     "u.yaml:5: peers: more than 16 entries"},
 };
 
 static void test_mistakes(void **state)
