@@ -75,6 +75,12 @@ int cli_fail(const char *fmt, ...)
     return CLI_FAILED;
 }
 
+void cli_print_json(const json_t *json)
+{
+    (void)json_dumpf(json, stdout, JSON_INDENT(2)); /* a broken pipe shows at exit */
+    putchar('\n');
+}
+
 unsigned cli_seconds(const struct argp_state *state, const char *text)
 {
     char *end;
@@ -94,14 +100,21 @@ uint64_t cli_bytes(const struct argp_state *state, const char *text)
     return bytes;
 }
 
-int cli_config(struct host_config *ret_config)
+static int load_config(int (*load)(const char *path, struct host_config *ret_config,
+                                   struct err *err),
+                       struct host_config *ret_config)
 {
     struct err err;
-    int r = host_config_load(host_config_path(config_option), ret_config, &err);
+    int r = load(host_config_path(config_option), ret_config, &err);
 
     if (r < 0)
         cli_fail("%s", err.text);
     return r;
+}
+
+int cli_config(struct host_config *ret_config)
+{
+    return load_config(host_config_load, ret_config);
 }
 
 int cli_ask(json_t *request, json_t **ret_answer)
@@ -115,7 +128,7 @@ int cli_ask(json_t *request, json_t **ret_answer)
     if (r < 0)
         cli_fail("out of memory");
     else
-        r = cli_config(&config);
+        r = load_config(host_config_load_file, &config);
     if (r < 0) {
         json_decref(request);
         return r;
@@ -128,7 +141,7 @@ int cli_ask(json_t *request, json_t **ret_answer)
                  "Is it running? systemctl status understudyd",
                  err.text);
     else if (r == -EACCES)
-        cli_fail("%s: only root may give orders", path);
+        cli_fail("%s: only root and the control_group of understudy.yaml may give orders", path);
     else if (r == -EREMOTEIO)
         cli_fail("%s", err.text);
     else if (r < 0)

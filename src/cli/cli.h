@@ -22,7 +22,7 @@ enum cli_exit {
 
 struct cli_command {
     const char *name;
-    const char *args;                  /* for the usage line */
+    const char *args;                  /* for the usage; several forms in lines of their own */
     const char *doc;                   /* first line: what the list of commands says */
     int (*run)(int argc, char **argv); /* argv[0] is "understudy NAME"; returns enum cli_exit */
 };
@@ -39,6 +39,8 @@ int cli_recover(int argc, char **argv);
 int cli_verify(int argc, char **argv);
 int cli_stop(int argc, char **argv);
 int cli_check(int argc, char **argv);
+int cli_key(int argc, char **argv);
+int cli_peer(int argc, char **argv);
 int cli_version(int argc, char **argv);
 
 /* --- what the commands share (cli.c) --- */
@@ -57,6 +59,8 @@ error_t cli_argument(int key, char *arg, const struct argp_state *state, const c
 
 /* Prints "understudy: TEXT" to standard error. Returns CLI_FAILED. */
 int cli_fail(const char *fmt, ...) US_PRINTF(1, 2);
+
+void cli_print_json(const json_t *json); /* to standard output */
 
 /* Values of options: a number of seconds, a number of bytes such as 50M. They end the program with
  * a usage error when the text is none. */

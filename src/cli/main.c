@@ -39,6 +39,17 @@ const struct cli_command cli_commands[] = {
      cli_recover},
     {"stop", "VM", "Stop a VM, without asking its guest.", cli_stop},
     {"check", "FILE", "Say what a start would refuse.", cli_check},
+    {"key", "\nnew\nuse\nforget",
+     "Show the key of this host, for its peers and the witness.\v"
+     "To change it: `key new` makes and shows the next key; make that known to all peers (peer "
+     "add) "
+     "and the witness; then `key use` here. `key forget` gives the next key up.",
+     cli_key},
+    {"peer", "list\nadd NAME ADDRESS KEY\nremove NAME [KEY]",
+     "Show, add and remove the hosts that this one talks to.\v"
+     "KEY is what `understudy key` shows there. A peer that is there already gets a second key, "
+     "while its key is changed, or another address. remove with KEY takes only that one back.",
+     cli_peer},
     {"version", "", "Print the version.", cli_version},
     {0},
 };
@@ -84,6 +95,14 @@ static error_t parse_top(int key, char *arg, struct argp_state *state)
     }
 }
 
+static void list_command(FILE *f, const struct cli_command *c)
+{
+    bool forms = strchr(c->args, '\n') != NULL;
+
+    fprintf(f, "  %-10s %-13s %.*s\n", c->name, forms ? "..." : c->args, (int)strcspn(c->doc, "\v"),
+            c->doc);
+}
+
 /* The list of commands behind the help text. */
 static char *list_commands(int key, const char *text, void *input)
 {
@@ -95,7 +114,7 @@ static char *list_commands(int key, const char *text, void *input)
         return (char *)(uintptr_t)text;
     fputs("Commands:\n", f);
     for (const struct cli_command *c = cli_commands; c->name; c++)
-        fprintf(f, "  %-10s %-13s %.*s\n", c->name, c->args, (int)strcspn(c->doc, "\v"), c->doc);
+        list_command(f, c);
     fputs("\nunderstudy help COMMAND tells more, as does the manual: man understudy", f);
     return fclose(f) == 0 ? out : NULL;
 }

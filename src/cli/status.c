@@ -34,12 +34,6 @@ static error_t parse_status(int key, char *arg, struct argp_state *state)
     }
 }
 
-static void print_json(const json_t *json)
-{
-    (void)json_dumpf(json, stdout, JSON_INDENT(2)); /* a broken pipe shows at exit */
-    putchar('\n');
-}
-
 /* The status of a VM with the rates of what is being copied. *before: the look before this one, or
  * NULL; it is replaced. */
 static json_t *look(const char *name, json_t **before, double *before_s)
@@ -72,7 +66,7 @@ static int one_vm(const struct status_options *o)
     if (!vm)
         return CLI_FAILED;
     if (o->json)
-        print_json(vm);
+        cli_print_json(vm);
     else
         view_details(vm);
     result = view_unprotected(vm) ? CLI_UNPROTECTED : CLI_OK;
@@ -91,7 +85,7 @@ static int all_vms(const struct status_options *o)
     vms = json_object_get(answer, "vms");
     (void)json_object_del(answer, "ok"); /* says something about the question only */
     if (o->json)
-        print_json(answer);
+        cli_print_json(answer);
     else
         view_table(vms);
     json_array_foreach(vms, i, vm)

@@ -98,9 +98,22 @@ static const struct {
     bool names_vm; /* needs "vm": the name of a VM */
     command_fn *run;
 } commands[] = {
-    {"start", false, start},    {"stop", true, stop},      {"protect", true, order},
-    {"unprotect", true, order}, {"failover", true, order}, {"switchover", true, order},
-    {"verify", true, order},    {"status", false, status}, {"ping", false, ping},
+    {"start", false, start},
+    {"stop", true, stop},
+    {"protect", true, order},
+    {"unprotect", true, order},
+    {"failover", true, order},
+    {"switchover", true, order},
+    {"verify", true, order},
+    {"status", false, status},
+    {"ping", false, ping},
+    {"key", false, keys_show},
+    {"key-new", false, keys_new},
+    {"key-use", false, keys_use},
+    {"key-forget", false, keys_forget},
+    {"peers", false, keys_peers},
+    {"peer-add", false, keys_peer_add},
+    {"peer-remove", false, keys_peer_remove},
 };
 
 void host_command(void *user, struct control_request *req)

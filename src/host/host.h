@@ -9,6 +9,8 @@
 #include "io/control.h"
 #include "io/control_line.h"
 #include "io/log.h"
+#include "io/peers.h"
+#include "io/tls.h"
 
 /* understudyd's insides. One thread, one sd_event loop; nothing in it blocks but the short writes
  * of records. What runs a VM is a process of its own (understudy-guard), which lives on when
@@ -18,7 +20,9 @@
  *   commands.c  the control socket: start and stop; everything else goes to
  *   relay.c     the VM's process, whose answer comes back from there
  *   status.c    status, put together from all processes and records
- *   peers.c     connections of peers: looked at unread, handed to the VM's process
+ *   door.c      connections of peers: who they are, and on to the VM's process
+ *   keys.c      this host's key, and those of its peers
+ *   reload.c    tells the VMs' processes that they have changed
  *   records.c   what is on disk
  *   vm_spawn.c  how a process is started and how it ended */
 
@@ -35,7 +39,9 @@ struct host {
     struct vm *vms;
     unsigned n_vms;
     struct relay *relays;
-    struct peers *peers;
+    struct identity *identity;
+    struct tls_context *tls;
+    struct door *door;
 };
 
 enum vm_state {
@@ -50,6 +56,7 @@ struct vm {
     char name[VM_NAME_MAX];
     enum vm_state state;
     bool backs; /* began as a standby (it may have taken over since) */
+    bool stale; /* starting: keys or peers have changed meanwhile */
     pid_t pid;
     int pidfd;
     sd_event_source *exit_source;
@@ -110,13 +117,41 @@ void status_request(struct host *host, struct control_request *req);
 
 void host_command(void *user, struct control_request *req); /* a control_handler_fn */
 
-/* --- peers.c --- */
+/* --- door.c --- */
 
 /* Listens for peers. */
-int peers_open(struct host *host, struct err *err) US_MUST_CHECK;
-void peers_close(struct host *host);
+int door_open(struct host *host, struct err *err) US_MUST_CHECK;
+void door_close(struct host *host);
 
 /* A VM's process is ready, or gone: connections that wait for it go on. */
-void peers_vm_changed(struct host *host, const char *vm);
+void door_vm_changed(struct host *host, const char *vm);
+
+/* host->config has other peers: connections by a key that is no longer known end. */
+void door_peers_changed(struct host *host);
+
+/* When a peer last showed this key at the door, since understudyd started; 0: it did not. */
+time_t door_seen(const struct host *host, const struct public_key *key);
+
+/* --- keys.c --- */
+
+/* Reads this host's key, or makes it, and readies TLS with it. Blocks on the disk. */
+int keys_open(struct host *host, struct err *err) US_MUST_CHECK;
+void keys_close(struct host *host);
+
+/* The commands "key", "key-new", ..., "peer-remove" (req is taken): docs/control.md. */
+void keys_show(struct host *host, struct control_request *req, const char *none);
+void keys_new(struct host *host, struct control_request *req, const char *none);
+void keys_use(struct host *host, struct control_request *req, const char *none);
+void keys_forget(struct host *host, struct control_request *req, const char *none);
+void keys_peers(struct host *host, struct control_request *req, const char *none);
+void keys_peer_add(struct host *host, struct control_request *req, const char *none);
+void keys_peer_remove(struct host *host, struct control_request *req, const char *none);
+
+/* --- reload.c --- */
+
+/* Has the VMs' processes read keys and peers again. Then `req` is answered, with "not_followed": a
+ * list of texts about those that did not. Both are logged. req NULL: nobody waits. */
+void reload_all(struct host *host, struct control_request *req);
+void reload_one(struct host *host, const struct vm *vm);
 
 #endif

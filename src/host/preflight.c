@@ -49,7 +49,8 @@ static void check_standby(const struct vm_spec *spec, const struct host_config *
     if (strcmp(standby, config->name) == 0)
         problem(p, "protect: standby: %s is this host; a standby must be another one", standby);
     else if (!host_config_peer(config, standby))
-        problem(p, "protect: standby: %s is not among the peers of this host (understudy.yaml)",
+        problem(p,
+                "protect: standby: %s is not among the peers of this host (understudy peer list)",
                 standby);
 }
 

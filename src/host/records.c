@@ -34,6 +34,16 @@ static int make_dirs(const char *dir, struct err *err)
     }
 }
 
+/* Lets others pass through a directory, to what they have a right to, and no more than that. */
+static int let_pass(const char *dir, struct err *err)
+{
+    struct stat st;
+
+    if (stat(dir, &st) < 0 || chmod(dir, (st.st_mode & 07777) | S_IXGRP | S_IXOTH) < 0)
+        return err_sys(err, -errno, "%s", dir);
+    return 0;
+}
+
 int records_prepare(const struct host_config *config, struct err *err)
 {
     char state[RECORD_PATH_MAX], run[RECORD_PATH_MAX];
@@ -46,6 +56,8 @@ int records_prepare(const struct host_config *config, struct err *err)
         r = make_dirs(run, err);
     if (r == 0)
         r = make_dirs(config->memory_dir, err);
+    if (r == 0)
+        r = let_pass(config->run_dir, err); /* control_group, to understudyd.sock */
     return r;
 }
 

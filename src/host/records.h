@@ -26,7 +26,7 @@
 
 enum { RECORD_PATH_MAX = VM_PATH_MAX + VM_NAME_MAX + 32 };
 
-/* Makes the directories of the configuration, mode 0700. */
+/* Makes the directories of the configuration, mode 0700; others may pass through RUN_DIR. */
 int records_prepare(const struct host_config *config, struct err *err) US_MUST_CHECK;
 
 /* Paths; `out` has room for RECORD_PATH_MAX bytes. */

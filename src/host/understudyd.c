@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <argp.h>
 #include <errno.h>
+#include <grp.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -43,20 +44,39 @@ static const struct argp argp = {
     .doc = "Runs the protected VMs of this host and backs those of its peers.",
 };
 
+/* The group that may give orders too, if the configuration has one. */
+static int allow_group(const struct host *host, struct err *err)
+{
+    const char *name = host->config.control_group;
+    const struct group *group;
+
+    if (!name[0])
+        return 0;
+    group = getgrnam(name);
+    if (!group)
+        return err_set(err, -ENOENT, "control_group: there is no group %s", name);
+    return control_server_allow(host->control, group->gr_gid, err);
+}
+
 static int serve(struct host *host, struct err *err)
 {
     char path[RECORD_PATH_MAX];
     int r;
 
     r = records_prepare(&host->config, err);
+    if (r == 0)
+        r = keys_open(host, err);
     if (r < 0)
         return r;
     (void)snprintf(path, sizeof(path), "%s/understudyd.sock", host->config.run_dir);
     r = control_server_new(host->event, path, host_command, host, &host->control, err);
+    if (r == 0)
+        r = allow_group(host, err);
     if (r < 0)
         return r;
     vms_find(host);
-    r = peers_open(host, err);
+    reload_all(host, NULL); /* an earlier understudyd may have ended before it did so */
+    r = door_open(host, err);
     if (r < 0)
         return r;
     log_info("%s, peers on %s, orders on %s", argp_program_version, host->config.listen, path);
@@ -123,10 +143,11 @@ int main(int argc, char **argv)
     r = run(&host, &err);
     if (r < 0)
         log_error("%s", err.text);
-    peers_close(&host);
+    door_close(&host);
     relays_done(&host);
     vms_done(&host);
     control_server_close(host.control);
+    keys_close(&host);
     sd_event_unref(host.event);
     return r < 0 ? 1 : 0;
 }

@@ -110,7 +110,9 @@ static void vm_settle(struct vm *vm, const char *refused)
         control_fail(start, "%s: %s", vm->name, refused);
     else if (start)
         control_reply(start, NULL);
-    peers_vm_changed(vm->host, vm->name);
+    if (!refused && vm->stale)
+        reload_one(vm->host, vm);
+    door_vm_changed(vm->host, vm->name);
 }
 
 static void vm_not_started(struct vm *vm, const char *why)
@@ -156,7 +158,7 @@ static void vm_gone(struct vm *vm)
     else if (bad && record_exists(&host->config, vm->name))
         ended_note_crash(&host->config, vm->name, text);
     relay_vm_gone(host, vm->name);
-    peers_vm_changed(host, vm->name);
+    door_vm_changed(host, vm->name);
     vm_free(vm);
 }
 

@@ -6,8 +6,11 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "io/config.h"
 #include "io/control.h"
+#include "io/peers.h"
+#include "io/tls.h"
 #include "wire/msg.h"
 
 /* Stands in for understudy-guard in the test of understudyd. The VM's name says what it does:
@@ -15,6 +18,7 @@
  *   crash*   writes a line to its log and aborts before it is ready
  *   refuse*  refuses to start
  *   slow*    standby: is ready once a byte follows the hello on its connection
+ *   old*     does not know "reload"
  *   busy*    refuses connections
  *   deaf*    never answers `status`
  *   seized*, recovered*  has to be started with that option, and nothing else with it
@@ -29,7 +33,9 @@ static char name[VM_NAME_MAX];
 static const char *role;
 static struct host_config config;
 static sd_event *event;
-static unsigned adopted;
+static const char *config_path;
+static struct tls_context *tls;
+static unsigned adopted, reloads;
 static struct control_request *held;
 static json_int_t looks;          /* at its status */
 static json_int_t verify_at = -1; /* `looks` when `verify` came; -1: it has not */
@@ -42,17 +48,47 @@ static bool is(const char *prefix)
     return strncmp(name, prefix, strlen(prefix)) == 0;
 }
 
-/* Reads the hello of a connection, which must still be there whole, and accepts it. */
+static bool trusted(void *user, const struct public_key *theirs)
+{
+    return host_config_peer_by_key(&config, theirs) != NULL;
+}
+
+/* The room: makes TLS on a connection, reads the hello in it, and accepts it. What is open stays so
+ * until the end. */
 static bool welcome(int fd)
 {
+    struct tls_params params = {.role = TLS_SERVER, .purpose = TLS_ROOM, .trusted = trusted};
+    struct transport *t = transport_tls_new(tls, fd, &params);
     uint8_t raw[WIRE_HELLO_BYTES];
+    struct iovec iov = {raw, sizeof(raw)};
     struct wire_hello hello, answer;
 
-    if (recv(fd, raw, sizeof(raw), 0) != sizeof(raw) || wire_hello_decode(raw, &hello, NULL) < 0)
+    if (!t || transport_set_blocking(t, true) < 0 || transport_read_all(t, raw, sizeof(raw)) < 0 ||
+        wire_hello_decode(raw, &hello, NULL) < 0)
         return false;
     wire_hello_answer(&hello, config.name, WIRE_OK, name, &answer);
     wire_hello_encode(&answer, raw);
-    return send(fd, raw, sizeof(raw), MSG_NOSIGNAL) == sizeof(raw);
+    return transport_write_all(t, &iov, 1) == 0;
+}
+
+/* The peer comes in only after the answer. */
+static void adopt(struct control_request *req, int fd)
+{
+    adopted++;
+    control_reply(req, NULL);
+    (void)welcome(fd); /* the test sees it */
+}
+
+static void reload(struct control_request *req)
+{
+    struct err err;
+
+    if (is("old") || host_config_load(config_path, &config, &err) < 0) {
+        control_fail(req, "unknown command \"reload\"");
+        return;
+    }
+    reloads++;
+    control_reply(req, NULL);
 }
 
 static json_t *disks_status(void)
@@ -83,9 +119,9 @@ static json_t *verify_status(void)
 
 static json_t *status(void)
 {
-    json_t *json =
-        json_pack("{s:s, s:s, s:i, s:i, s:o, s:s}", "vm", name, "role", role, "pid", (int)getpid(),
-                  "adopted", (int)adopted, "disks", disks_status(), "state", "protected");
+    json_t *json = json_pack("{s:s, s:s, s:i, s:i, s:i, s:o, s:s}", "vm", name, "role", role, "pid",
+                             (int)getpid(), "adopted", (int)adopted, "reloads", (int)reloads,
+                             "disks", disks_status(), "state", "protected");
 
     if (verify_at >= 0)
         json_object_set_new(json, "verify", verify_status());
@@ -113,11 +149,12 @@ static void on_request(void *user, struct control_request *req)
         verify(req);
     } else if (strcmp(command, "switchover") == 0 && is("stays")) {
         control_fail(req, "%s: hosta does not answer; it goes on here", name);
-    } else if (strcmp(command, "adopt") == 0 && (is("busy") || fd < 0 || !welcome(fd))) {
+    } else if (strcmp(command, "adopt") == 0 && (is("busy") || fd < 0)) {
         control_fail(req, "%s: runs here", name);
     } else if (strcmp(command, "adopt") == 0) {
-        adopted++;
-        control_reply(req, NULL);
+        adopt(req, take_fd(&fd));
+    } else if (strcmp(command, "reload") == 0) {
+        reload(req);
     } else if (strcmp(command, "stop") == 0) {
         control_reply(req, NULL);
         (void)sd_event_exit(event, 0);
@@ -148,8 +185,14 @@ static void take_name(const char *text)
 static int serve(void)
 {
     struct control_server *server;
-    char path[VM_PATH_MAX + VM_NAME_MAX + 16];
+    char path[VM_PATH_MAX + VM_NAME_MAX + 16], key_path[STATE_PATH_MAX];
+    struct identity *identity;
     struct err err;
+
+    host_key_path(&config, key_path);
+    if (identity_load(key_path, false, &identity, &err) < 0 ||
+        tls_context_new(identity, &tls, &err) < 0)
+        return 9;
 
     (void)snprintf(path, sizeof(path), "%s/vms/%s.sock", config.run_dir, name);
     if (sd_event_new(&event) < 0 ||
@@ -173,8 +216,8 @@ int main(int argc, char **argv)
             recover = true;
         else if (i + 1 == argc)
             return 9;
-        else if (strcmp(argv[i], "--config") == 0 && host_config_load(argv[++i], &config, &err) < 0)
-            return 9;
+        else if (strcmp(argv[i], "--config") == 0)
+            config_path = argv[++i];
         else if (strcmp(argv[i], "--vm") == 0)
             take_name(argv[++i]);
         else if (strcmp(argv[i], "--ready-fd") == 0)
@@ -182,6 +225,8 @@ int main(int argc, char **argv)
         else if (strcmp(argv[i], "--conn-fd") == 0)
             conn_fd = atoi(argv[++i]);
     }
+    if (host_config_load(config_path, &config, &err) < 0)
+        return 9;
     if (is("crash")) {
         fprintf(stderr, "it went wrong\n");
         abort();

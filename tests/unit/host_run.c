@@ -10,10 +10,13 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "io/control.h"
+#include "io/peers.h"
+#include "keys.h"
 #include "unit.h"
 
 static unsigned free_port(void)
@@ -28,6 +31,30 @@ static unsigned free_port(void)
     return ntohs(addr.sin_port);
 }
 
+/* Makes the peer's key, and the file that has it. */
+static void make_peer(struct host_run *h)
+{
+    struct host_config config = {.name = "hostb"};
+    char path[64];
+    struct err err;
+
+    (void)snprintf(config.state_dir, sizeof(config.state_dir), "%s/state", h->dir);
+    (void)snprintf(path, sizeof(path), "%s/hosta.key", h->dir);
+    assert_int_equal(mkdir(config.state_dir, 0700), 0);
+    assert_int_equal(identity_load(path, true, &h->hosta, &err), 0);
+    assert_int_equal(peers_add(&config, "hosta", "127.0.0.1:1", identity_public(h->hosta), &err),
+                     0);
+    assert_int_equal(peers_save(&config, &err), 0);
+}
+
+void host_run_configure(const struct host_run *h, const char *line)
+{
+    FILE *config = fopen(h->config, "a");
+
+    fprintf(config, "%s\n", line);
+    assert_int_equal(fclose(config), 0);
+}
+
 void host_run_init(struct host_run *h, const char *understudyd, const char *fake_guard)
 {
     FILE *config;
@@ -40,11 +67,13 @@ void host_run_init(struct host_run *h, const char *understudyd, const char *fake
     h->port = free_port();
     config = fopen(h->config, "w");
     fprintf(config,
-            "name: hostb\nlisten: 127.0.0.1:%u\npeers: [{name: hosta, address: 127.0.0.1:1}]\n"
-            "arbiter: {witness: 127.0.0.1:1}\nstate_dir: %s/state\nrun_dir: %s/run\n"
+            "name: hostb\nlisten: 127.0.0.1:%u\n"
+            "arbiter: {witness: '127.0.0.1:1', key: '" KEY_1
+            "'}\nstate_dir: %s/state\nrun_dir: %s/run\n"
             "memory_dir: %s/memory\nguard: %s\n",
             h->port, h->dir, h->dir, h->dir, fake_guard);
     assert_int_equal(fclose(config), 0);
+    make_peer(h);
 }
 
 void host_run_wait(const struct host_run *h, bool (*done)(const struct host_run *h))
@@ -63,6 +92,38 @@ int host_run_ask(const struct host_run *h, json_t *request, json_t **ret_answer,
 
     json_decref(request);
     return r;
+}
+
+const char *host_run_text(const struct host_run *h, json_t *request)
+{
+    static char text[8192];
+    struct err err;
+    json_t *answer;
+
+    if (host_run_ask(h, request, &answer, &err) < 0) {
+        (void)snprintf(text, sizeof(text), "%s", err.text);
+    } else {
+        char *dump = json_dumps(answer, JSON_COMPACT);
+
+        (void)snprintf(text, sizeof(text), "%s", dump);
+        free(dump);
+        json_decref(answer);
+    }
+    return text;
+}
+
+const char *host_run_start_vm(const struct host_run *h, const char *vm, bool seize)
+{
+    json_t *spec =
+        json_pack("{s:s, s:i, s:i, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:[], s:[], s:[], "
+                  "s:{s:s, s:i, s:i, s:s, s:i}}",
+                  "name", vm, "memory_bytes", 64 << 20, "cpus", 1, "machine", "", "cpu", "",
+                  "accel", "", "kernel", "/k", "initrd", "", "append", "", "firmware", "", "nics",
+                  "disks", "qemu_args", "protect", "standby", "hosta", "interval_min_ns", 5000000,
+                  "interval_max_ns", 500000000, "output", "hold", "copy_rate_bytes", 0);
+
+    return host_run_text(
+        h, json_pack("{s:s, s:o, s:b}", "command", "start", "vm", spec, "seize", seize));
 }
 
 bool host_run_is_up(const struct host_run *h)
@@ -117,6 +178,30 @@ json_t *host_run_status(const struct host_run *h, const char *vm)
     return one;
 }
 
+int host_run_number(const struct host_run *h, const char *vm, const char *key)
+{
+    json_t *status = host_run_status(h, vm);
+    int number = (int)json_integer_value(json_object_get(status, key));
+
+    json_decref(status);
+    return number;
+}
+
+unsigned host_run_logged(const struct host_run *h, const char *text)
+{
+    char path[64], line[1024];
+    unsigned n = 0;
+    FILE *log;
+
+    (void)snprintf(path, sizeof(path), "%s/understudyd.log", h->dir);
+    log = fopen(path, "r");
+    assert_non_null(log);
+    while (fgets(line, sizeof(line), log))
+        n += strstr(line, text) != NULL;
+    (void)fclose(log); /* only read */
+    return n;
+}
+
 bool host_run_exists(const struct host_run *h, const char *path)
 {
     char full[128];
@@ -142,6 +227,7 @@ void host_run_done(struct host_run *h)
     }
     if (h->daemon)
         (void)host_run_end(h, SIGKILL);
+    identity_free(h->hosta);
     (void)snprintf(command, sizeof(command), "rm -rf %s", h->dir);
     assert_int_equal(system(command), 0);
 }

@@ -7,11 +7,14 @@
 #include <sys/types.h>
 
 #include "base/err.h"
+#include "io/identity.h"
 
 /* understudyd as a process with a directory of its own, on loopback, with a stand-in for the
- * processes of its VMs (host_fake_guard.c). The host's name is hostb, its peer is hosta. */
+ * processes of its VMs (host_fake_guard.c). The host's name is hostb, its peer is hosta, whose key
+ * the test has. */
 struct host_run {
     const char *understudyd, *fake_guard;
+    struct identity *hosta;
     char dir[32];    /* made by host_run_init(), removed by host_run_done() */
     char config[64]; /* its configuration */
     char socket[64]; /* where it takes orders */
@@ -25,6 +28,9 @@ void host_run_init(struct host_run *h, const char *understudyd, const char *fake
 /* Starts understudyd and waits until it answers. */
 void host_run_start(struct host_run *h);
 
+/* Adds a line to its configuration, before it starts. */
+void host_run_configure(const struct host_run *h, const char *line);
+
 /* Sends it a signal that ends it. Returns its status as waitpid() does. */
 int host_run_end(struct host_run *h, int signal);
 
@@ -32,11 +38,22 @@ int host_run_end(struct host_run *h, int signal);
 int host_run_ask(const struct host_run *h, json_t *request, json_t **ret_answer, struct err *err);
 bool host_run_is_up(const struct host_run *h);
 
+/* The same; returns the answer's JSON or the error's text, valid until the next call. */
+const char *host_run_text(const struct host_run *h, json_t *request);
+
+/* Starts a VM; returns what is said, as above. */
+const char *host_run_start_vm(const struct host_run *h, const char *vm, bool seize);
+
 /* The status of a VM; NULL when it is not known. The caller owns it. */
 json_t *host_run_status(const struct host_run *h, const char *vm);
+/* A member of it; 0 when the VM is not known. */
+int host_run_number(const struct host_run *h, const char *vm, const char *key);
 
 /* Waits up to 10 s until done() is true. */
 void host_run_wait(const struct host_run *h, bool (*done)(const struct host_run *h));
+
+/* How many lines of its log have that text? */
+unsigned host_run_logged(const struct host_run *h, const char *text);
 
 /* Is there a file of that path, below its directory? */
 bool host_run_exists(const struct host_run *h, const char *path);
