@@ -40,13 +40,14 @@ const struct cli_command cli_commands[] = {
     {"stop", "VM", "Stop a VM, without asking its guest.", cli_stop},
     {"check", "FILE", "Say what a start would refuse.", cli_check},
     {"key", "\nnew\nuse\nforget",
-     "Show the key of this host, for its peers and the witness.\v"
+     "Show the key of this host, or change it.\v"
+     "Its peers and the witness have to be told it.\n"
      "To change it: `key new` makes and shows the next key; make that known to all peers (peer "
      "add) "
      "and the witness; then `key use` here. `key forget` gives the next key up.",
      cli_key},
     {"peer", "list\nadd NAME ADDRESS KEY\nremove NAME [KEY]",
-     "Show, add and remove the hosts that this one talks to.\v"
+     "Show, add and remove the peers of this host.\v"
      "KEY is what `understudy key` shows there. A peer that is there already gets a second key, "
      "while its key is changed, or another address. remove with KEY takes only that one back.",
      cli_peer},

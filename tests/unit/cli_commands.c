@@ -12,6 +12,7 @@
 #include "capture.h"
 #include "host/records.h"
 #include "host_run.h"
+#include "keys.h"
 
 /* The command line as people and scripts see it: what it prints and its exit status. Arguments:
  * understudy, understudyd, the stand-in for the processes of its VMs. */
@@ -261,14 +262,90 @@ static void test_status(void **state)
     assert_null(strstr(said, "rate_bytes"));
 }
 
+/* What a command has said: a key, and a newline. */
+static const char *said_key(void)
+{
+    static char text[PUBLIC_KEY_TEXT];
+    struct public_key key;
+
+    (void)snprintf(text, sizeof(text), "%s", said);
+    assert_int_equal(public_key_parse(text, &key, NULL), 0);
+    assert_string_equal(said + strlen(text), "\n");
+    return text;
+}
+
+static void test_key(void **state)
+{
+    const struct host_run *h = *state;
+    char first[PUBLIC_KEY_TEXT], next[PUBLIC_KEY_TEXT];
+
+    assert_int_equal(run(h, "key"), 0);
+    strcpy(first, said_key());
+    assert_run(h, "key use", 1, "understudy: there is no next key: understudy key new makes one\n");
+    assert_int_equal(run(h, "key new"), 0);
+    strcpy(next, said_key());
+    assert_string_not_equal(first, next);
+    assert_int_equal(run(h, "key"), 0);
+    assert_said(first);
+    assert_said("understudy: the next key, not in use yet: ");
+    assert_said(next);
+    assert_run(h, "key forget", 0, "key: the next one is forgotten\n");
+    assert_int_equal(run(h, "key forget"), 1);
+    assert_int_equal(run(h, "key new"), 0);
+    assert_string_not_equal(said_key(), next);
+    strcpy(next, said_key());
+    start(h, "web");
+    start(h, "old");
+    assert_run(h, "key use", 1,
+               "key: the next one is in use now\n"
+               "understudy: old: does not take the change over: unknown command \"reload\"\n");
+    assert_int_equal(run(h, "key"), 0);
+    assert_string_equal(said_key(), next);
+    assert_int_equal(run(h, "key again"), 2);
+    assert_int_equal(run(h, "key new one"), 2);
+}
+
+static void test_peer(void **state)
+{
+    const struct host_run *h = *state;
+    char own[PUBLIC_KEY_TEXT];
+
+    assert_int_equal(run(h, "peer list"), 0);
+    assert_said("hosta         127.0.0.1:1             ed25519:");
+    assert_run(h, "peer add hostc 192.0.2.3:7700 " KEY_1, 0, "hostc: added\n");
+    assert_run(h, "peer add hostc 192.0.2.4:7700 " KEY_2, 0, "hostc: added\n");
+    assert_int_equal(run(h, "peer list"), 0);
+    assert_said("hostc         192.0.2.4:7700          " KEY_1 "  -\n"
+                "hostc         192.0.2.4:7700          " KEY_2 "  -\n");
+    assert_run(h, "peer add hostd 192.0.2.4:7700 " KEY_2, 1,
+               "understudy: this key is the one of hostc\n");
+    assert_run(h, "peer remove hostc " KEY_1, 0, "hostc: this key is removed\n");
+    assert_run(h, "peer remove hostc " KEY_1, 1, "understudy: hostc has no such key\n");
+    assert_run(h, "peer remove hostc", 0, "hostc: removed\n");
+    assert_run(h, "peer remove hosta", 0, "hosta: removed\n");
+    assert_run(h, "peer list", 0,
+               "no peers; understudy peer add NAME ADDRESS KEY makes one known\n");
+    assert_run(h, "peer list --json", 0, "{\n  \"host\": \"hostb\",\n  \"peers\": []\n}\n");
+
+    assert_int_equal(run(h, "key"), 0);
+    strcpy(own, said_key());
+    assert_int_equal(run(h, "peer add hostc 192.0.2.3:7700 %s", own), 1);
+    assert_said("hostc: this is the key of hostb itself; take what `understudy key` says there");
+    assert_int_equal(run(h, "peer add hostc 192.0.2.3:7700 " KEY_1 " " KEY_2), 2);
+    assert_int_equal(run(h, "peer add hostc " KEY_1), 2);
+    assert_int_equal(run(h, "peer"), 2);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        TEST(test_switchover),  TEST(test_verify),         TEST(test_interrupt),
-        TEST(test_recover_own), TEST(test_recover_backed), TEST(test_recover_refused),
-        TEST(test_status),
+        TEST(test_switchover),     TEST(test_verify),
+        TEST(test_interrupt),      TEST(test_recover_own),
+        TEST(test_recover_backed), TEST(test_recover_refused),
+        TEST(test_status),         TEST(test_key),
+        TEST(test_peer),
     };
 
     if (argc != 4)

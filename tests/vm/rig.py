@@ -199,6 +199,7 @@ class Rig:
                 config.write(self.config)
         for host in ("witness", *self.hosts):
             self.start_daemon(host)
+        self.lab("trust")
 
     def down(self):
         self.lab("down", check=False, timeout=120)
