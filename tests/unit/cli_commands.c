@@ -268,7 +268,7 @@ static const char *said_key(void)
     static char text[PUBLIC_KEY_TEXT];
     struct public_key key;
 
-    (void)snprintf(text, sizeof(text), "%s", said);
+    (void)snprintf(text, sizeof(text), "%.*s", (int)strcspn(said, "\n"), said);
     assert_int_equal(public_key_parse(text, &key, NULL), 0);
     assert_string_equal(said + strlen(text), "\n");
     return text;
