@@ -9,6 +9,7 @@
 #include <sys/epoll.h>
 
 #include "base/cleanup.h"
+#include "io/tls.h"
 #include "base/fault.h"
 
 enum {
@@ -274,6 +275,11 @@ static void channel_free(struct channel *c)
     sd_event_source_disable_unref(c->pending_source);
     sd_event_source_disable_unref(c->broken_source);
     free(c);
+}
+
+const struct public_key *channel_peer_key(const struct channel *c)
+{
+    return tls_peer_key(c->transport);
 }
 
 struct transport *channel_take_transport(struct channel *c)

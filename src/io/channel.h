@@ -4,6 +4,7 @@
 
 #include <systemd/sd-event.h>
 
+#include "io/identity.h"
 #include "io/transport.h"
 #include "wire/msg.h"
 
@@ -40,6 +41,10 @@ void channel_set_callbacks(struct channel *c, const struct channel_callbacks *ca
 /* Queue and send. Failures arrive by on_broken. */
 void channel_send_hello(struct channel *c, const struct wire_hello *hello);
 void channel_send(struct channel *c, const struct wire_msg *msg);
+
+/* Whom the transport has authenticated (tls_peer_key()); NULL before the handshake is done, and for
+ * a transport without. Borrowed from the channel. */
+const struct public_key *channel_peer_key(const struct channel *c);
 
 /* Frees the channel and returns its transport, once the hellos are done. Anything not yet sent is
  * written first (a hello fits every socket buffer). The caller owns it. */
