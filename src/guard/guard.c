@@ -412,7 +412,7 @@ static int setup_pipeline(struct guard *g, struct err *err)
     r = resync_setup(g, err);
     if (r < 0)
         return r;
-    r = arbiter_client_new(g->event, &g->config->arbiter, NULL, g->config->name,
+    r = arbiter_client_new(g->event, &g->config->arbiter, g->tls, g->config->name,
                            g->body->spec.name, ARBITER_TIMEOUT_MS * NS_PER_MS, on_arbiter_answer, g,
                            &g->arbiter);
     if (r < 0)
@@ -442,6 +442,18 @@ static void protect_by(struct guard *g, const char *host)
     guard_event(g, &ev);
 }
 
+/* The VM's former guard died. */
+static void attach(struct guard *g, const struct core_timing *timing, bool running,
+                   struct actions *out)
+{
+    if (!running)
+        g->capture.phase = CAPTURE_WAITING; /* until ACT_VM_RESUME */
+    primary_init_attach(&g->core, g->config->name, timing, g->body->spec.protect.standby, running,
+                        out);
+    log_warning("attached to the VM of a guard that died; it %s, mute",
+                running ? "runs" : "stands still");
+}
+
 static void begin(struct guard *g, const struct guard_params *params)
 {
     struct start_order order = {.seize = params->seize, .recover = params->recover};
@@ -461,6 +473,8 @@ static void begin(struct guard *g, const struct guard_params *params)
                               g->takeover.epoch, &out);
         fault_point("guard.took-over");
         output_announce(g->output);
+    } else if (params->attached) {
+        attach(g, &timing, params->running, &out);
     } else {
         primary_init_start(&g->core, g->config->name, &timing, g->body->spec.protect.standby,
                            &order, clock_now_ns(), &out);
@@ -481,6 +495,7 @@ int guard_new(const struct guard_params *params, struct guard **ret_guard, struc
         return err_sys(err, -ENOMEM, "guard");
     g->event = params->event;
     g->config = params->config;
+    g->tls = params->tls;
     g->body = params->body;
     g->on_started = params->on_started;
     g->user = params->user;
@@ -498,6 +513,11 @@ int guard_new(const struct guard_params *params, struct guard **ret_guard, struc
     begin(g, params);
     *ret_guard = g;
     return 0;
+}
+
+void guard_keys_changed(struct guard *g, bool own)
+{
+    link_keys_changed(g, own);
 }
 
 void guard_free(struct guard *g)

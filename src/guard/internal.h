@@ -17,6 +17,7 @@
 #include "io/channel.h"
 #include "io/clock.h"
 #include "io/control.h"
+#include "io/dial.h"
 #include "io/stage.h"
 
 enum {
@@ -107,8 +108,15 @@ struct told {
 };
 
 struct link {
+    struct dial *dial; /* a connection that is being made, for the channel `dialed` */
+    enum wire_channel dialed;
     struct channel *control;
     struct channel *data; /* until its hellos are done; then the sender has the transport */
+    struct channel *next; /* relinking: the control channel that is to replace the present one */
+    bool relinking;
+    bool old_gone;              /* relinking: the present link has failed meanwhile */
+    struct public_key peer_key; /* whom `control` was authenticated by */
+    bool distrusted;            /* ... and that key was removed since */
     bool resume;
     bool up;
     bool poisoned; /* this session must not be resumed */
@@ -126,6 +134,7 @@ struct link {
 struct guard {
     sd_event *event;
     const struct host_config *config;
+    struct tls_context *tls;
     struct body *body;
     struct primary core;
     struct gate gate;
@@ -214,6 +223,9 @@ void link_connect(struct guard *g, bool resume);
 void link_drop(struct guard *g, uint16_t bye);
 /* Says bye, if there is somebody to say it to, and keeps the link. */
 void link_say_bye(struct guard *g, uint16_t bye);
+/* Peers, or this host's own key (own), have changed: what rests on a key that does not count any
+ * more is made anew. */
+void link_keys_changed(struct guard *g, bool own);
 /* Reports the link broken from anywhere: acted upon when the loop comes round. */
 void link_broken(struct guard *g, const char *why);
 

@@ -15,7 +15,12 @@
  *   connect control -> hello -> offer -> ready -> connect data -> hello -> up
  *
  * resume is the same without the offer. Whatever goes wrong on the way, or later, ends in
- * link_broken(), once; the state machine decides what follows. */
+ * link_broken(), once; the state machine decides what follows.
+ *
+ * When keys have changed, the link of a protected VM is replaced without a gap: a new control
+ * channel is made beside the old one, asks to resume the session, and takes over when its hello is
+ * answered (the standby drops the old one by that). Until then a failure of either is no failure
+ * of the link. */
 
 enum { CONNECT_NEW_MS = 15000, CONNECT_RESUME_MS = 1000 };
 
@@ -32,43 +37,95 @@ static void fill_hello(const struct guard *g, enum wire_channel channel,
     (void)snprintf(ret_hello->from, sizeof(ret_hello->from), "%s", g->config->name);
 }
 
-static int open_channel(struct guard *g, enum wire_channel kind,
-                        const struct channel_callbacks *callbacks, struct channel **ret_channel,
-                        struct err *err)
+/* What was being connected will not be. */
+static void connect_failed(struct guard *g, const char *why)
+{
+    struct link *l = &g->link;
+    bool kept = l->relinking && !l->old_gone && !l->distrusted;
+
+    l->relinking = false;
+    if (!kept) {
+        link_broken(g, why);
+        return;
+    }
+    log_warning("the link to %s stays as it was, with the old key: %s", g->core.peer, why);
+    l->deadline = sd_event_source_disable_unref(l->deadline);
+    dial_close(take_ptr(l->dial));
+    channel_close(take_ptr(l->next));
+}
+
+/* ---- making connections ---- */
+
+static const struct channel_callbacks control_callbacks, next_callbacks, data_callbacks;
+
+static void on_dialed(void *user, struct transport *t, const char *why);
+
+/* Dials for the channel of that kind. One at a time. */
+static int dial(struct guard *g, enum wire_channel kind, struct err *err)
 {
     const struct host_peer *peer = host_config_peer(g->config, g->core.peer);
-    struct transport *t;
+    struct dial_params params = {
+        .event = g->event, .priority = PRIORITY_LINK, .tls = g->tls, .config = g->config};
     struct wire_hello hello;
-    int fd, r;
 
     if (!peer)
         return err_set(err, -ENOENT, "%s is not among the peers of this host", g->core.peer);
-    r = transport_tcp_connect(peer->address, &fd, err);
+    fill_hello(g, kind, &hello);
+    g->link.dialed = kind;
+    return dial_new(&params, peer, &hello, on_dialed, g, &g->link.dial, err);
+}
+
+/* In the room: says hello there. */
+static int open_channel(struct guard *g, struct transport *t,
+                        const struct channel_callbacks *callbacks, struct channel **ret_channel)
+{
+    enum wire_channel kind = g->link.dialed;
+    struct wire_hello hello;
+    int r = channel_new(g->event, t, kind, PRIORITY_LINK, callbacks, g, ret_channel);
+
     if (r < 0)
         return r;
-    t = transport_tcp_new(fd);
-    if (!t)
-        return err_sys(err, -ENOMEM, "%s", peer->name);
-    r = channel_new(g->event, t, kind, PRIORITY_LINK, callbacks, g, ret_channel);
-    if (r < 0)
-        return err_sys(err, r, "%s", peer->name);
     fill_hello(g, kind, &hello);
     channel_send_hello(*ret_channel, &hello);
     return 0;
 }
 
+static void on_dialed(void *user, struct transport *t, const char *why)
+{
+    struct guard *g = user;
+    struct link *l = &g->link;
+    int r;
+
+    dial_close(take_ptr(l->dial));
+    if (!t) {
+        connect_failed(g, why);
+        return;
+    }
+    if (l->dialed == WIRE_CHANNEL_DATA)
+        r = open_channel(g, t, &data_callbacks, &l->data);
+    else if (l->relinking)
+        r = open_channel(g, t, &next_callbacks, &l->next);
+    else
+        r = open_channel(g, t, &control_callbacks, &l->control);
+    if (r < 0)
+        connect_failed(g, strerror(-r));
+}
+
 /* Did the standby accept the channel? */
-static bool accepted(struct guard *g, enum wire_channel channel, const struct wire_hello *answer)
+static bool accepted(struct guard *g, enum wire_channel kind, const struct channel *c,
+                     const struct wire_hello *answer)
 {
     struct wire_hello sent;
     struct err err;
 
-    fill_hello(g, channel, &sent);
-    if (wire_hello_check_answer(&sent, answer, &err) < 0) {
-        link_broken(g, err.text);
-        return false;
-    }
-    return true;
+    fill_hello(g, kind, &sent);
+    if (wire_hello_check_answer(&sent, answer, &err) < 0)
+        connect_failed(g, err.text);
+    else if (!dial_peer_is(g->config, c, g->core.peer))
+        connect_failed(g, "the key is another peer's");
+    else
+        return true;
+    return false;
 }
 
 static void on_broken(void *user, const char *why)
@@ -116,7 +173,7 @@ static void on_data_hello(void *user, const struct wire_hello *hello)
     struct primary_event ev = {.type = PEV_LINK_READY};
     struct transport *t;
 
-    if (!accepted(g, WIRE_CHANNEL_DATA, hello))
+    if (!accepted(g, WIRE_CHANNEL_DATA, g->link.data, hello))
         return;
     t = channel_take_transport(take_ptr(g->link.data));
     if (sender_attach(g->sender, t) < 0) {
@@ -166,7 +223,10 @@ static void on_control_hello(void *user, const struct wire_hello *hello)
 {
     struct guard *g = user;
 
-    if (accepted(g, WIRE_CHANNEL_CONTROL, hello) && !g->link.resume)
+    if (!accepted(g, WIRE_CHANNEL_CONTROL, g->link.control, hello))
+        return;
+    g->link.peer_key = *channel_peer_key(g->link.control);
+    if (!g->link.resume)
         send_offer(g);
 }
 
@@ -174,7 +234,7 @@ static void on_ready(struct guard *g, const struct wire_msg *msg)
 {
     struct err err;
 
-    if (g->link.up || g->link.data || g->link.heartbeat) {
+    if (g->link.up || g->link.dial || g->link.data || g->link.heartbeat) {
         link_broken(g, "the standby says that it is ready twice");
         return;
     }
@@ -183,7 +243,7 @@ static void on_ready(struct guard *g, const struct wire_msg *msg)
     g->link.ready_epoch = msg->epoch;
     if (start_heartbeat(g) < 0)
         link_broken(g, "out of memory");
-    else if (open_channel(g, WIRE_CHANNEL_DATA, &data_callbacks, &g->link.data, &err) < 0)
+    else if (dial(g, WIRE_CHANNEL_DATA, &err) < 0)
         link_broken(g, err.text);
 }
 
@@ -248,10 +308,70 @@ static const struct channel_callbacks control_callbacks = {
 
 static int on_deadline(sd_event_source *source, uint64_t usec, void *user)
 {
-    struct guard *g = user;
-
-    link_broken(g, "no answer");
+    connect_failed(user, "no answer");
     return 0;
+}
+
+static int start_deadline(struct guard *g, unsigned limit_ms)
+{
+    return sd_event_add_time_relative(g->event, &g->link.deadline, CLOCK_MONOTONIC,
+                                      limit_ms * 1000ull, 1, on_deadline, g);
+}
+
+/* ---- a new link for an old one ---- */
+
+/* The standby has accepted the new control channel, and dropped the old link by that. */
+static void on_next_hello(void *user, const struct wire_hello *hello)
+{
+    struct guard *g = user;
+    struct link *l = &g->link;
+
+    if (!accepted(g, WIRE_CHANNEL_CONTROL, l->next, hello))
+        return;
+    l->heartbeat = sd_event_source_disable_unref(l->heartbeat);
+    channel_close(take_ptr(l->control));
+    sender_detach(g->sender);
+    l->control = take_ptr(l->next);
+    channel_set_callbacks(l->control, &control_callbacks, g);
+    l->peer_key = *channel_peer_key(l->control);
+    l->up = l->relinking = l->old_gone = false;
+    guard_simple_event(g, PEV_RELINK);
+    log_info("%s: the link was made anew", g->core.peer);
+}
+
+static void on_next_message(void *user, const struct wire_msg *msg)
+{
+    connect_failed(user, "the standby talks too early");
+}
+
+static void on_next_broken(void *user, const char *why)
+{
+    connect_failed(user, why);
+}
+
+static const struct channel_callbacks next_callbacks = {
+    .on_hello = on_next_hello,
+    .on_message = on_next_message,
+    .on_broken = on_next_broken,
+};
+
+void link_keys_changed(struct guard *g, bool own)
+{
+    struct link *l = &g->link;
+    struct err err;
+
+    l->distrusted = l->control && !host_config_peer_by_key(g->config, &l->peer_key);
+    if (!l->control || l->relinking || (!own && !l->distrusted))
+        return;
+    if (!l->up || g->core.state != PRIMARY_PROTECTED) {
+        link_broken(g, "keys have changed");
+        return;
+    }
+    l->resume = l->relinking = true;
+    if (start_deadline(g, CONNECT_RESUME_MS) < 0)
+        connect_failed(g, "out of memory");
+    else if (dial(g, WIRE_CHANNEL_CONTROL, &err) < 0)
+        connect_failed(g, err.text);
 }
 
 void link_connect(struct guard *g, bool resume)
@@ -275,12 +395,11 @@ void link_connect(struct guard *g, bool resume)
             return;
         }
     }
-    r = sd_event_add_time_relative(g->event, &l->deadline, CLOCK_MONOTONIC, limit_ms * 1000ull, 1,
-                                   on_deadline, g);
+    r = start_deadline(g, limit_ms);
     if (r < 0)
         (void)err_sys(&err, r, "event loop");
     else
-        r = open_channel(g, WIRE_CHANNEL_CONTROL, &control_callbacks, &l->control, &err);
+        r = dial(g, WIRE_CHANNEL_CONTROL, &err);
     if (r < 0)
         link_broken(g, err.text);
 }
@@ -301,16 +420,22 @@ void link_drop(struct guard *g, uint16_t bye)
         link_say_bye(g, bye);
     l->deadline = sd_event_source_disable_unref(l->deadline);
     l->heartbeat = sd_event_source_disable_unref(l->heartbeat);
+    dial_close(take_ptr(l->dial));
+    channel_close(take_ptr(l->next));
     channel_close(take_ptr(l->control));
     channel_close(take_ptr(l->data));
     sender_detach(g->sender);
     fault_point("guard.link-dropped");
-    l->up = l->failed = false;
+    l->up = l->failed = l->relinking = l->old_gone = false;
     l->told.at_ns = 0;
 }
 
 void link_broken(struct guard *g, const char *why)
 {
+    if (g->link.relinking) {
+        g->link.old_gone = true; /* the new one decides */
+        return;
+    }
     if (g->link.failed)
         return;
     g->link.failed = true;

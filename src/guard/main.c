@@ -15,16 +15,19 @@
 #include "host/preflight.h"
 #include "host/records.h"
 #include "io/log.h"
+#include "io/peers.h"
+#include "io/tls.h"
 #include "io/vm_json.h"
 #include "standby/standby.h"
 
 /* understudy-guard: the process of one VM on one host, started by understudyd. It begins as the
- * VM's guard (primary) or as its standby; a standby that takes over goes on as the guard. */
+ * VM's guard (primary), as its standby, or in the place of a guard that died (attach); a standby
+ * that takes over goes on as the guard. */
 
 struct options {
-    const char *role; /* "primary" or "standby" */
+    const char *role; /* "primary", "standby" or "attach" */
     const char *config_path;
-    const char *vm; /* primary: path of the record; standby: name */
+    const char *vm; /* primary, attach: path of the record; standby: name */
     int conn_fd, ready_fd;
     bool seize, recover;
 };
@@ -32,6 +35,8 @@ struct options {
 struct process {
     struct options options;
     struct host_config config;
+    struct tls_context *tls;
+    struct public_key key; /* this host's, as in use */
     sd_event *event;
     struct control_server *control;
     struct guard *guard;
@@ -74,13 +79,58 @@ static void on_started(void *user, const char *refused)
     say_ready(p, refused);
 }
 
+/* ---- keys ---- */
+
+/* Reads this host's key, and has connections made with it from now on. *ret_changed: it is another
+ * one than before. */
+static int load_key(struct process *p, bool *ret_changed, struct err *err)
+{
+    char path[STATE_PATH_MAX];
+    struct identity *identity;
+    int r;
+
+    host_key_path(&p->config, path);
+    r = identity_load(path, false, &identity, err);
+    if (r < 0)
+        return r;
+    if (p->tls)
+        r = tls_context_change(p->tls, identity, err);
+    else
+        r = tls_context_new(identity, &p->tls, err);
+    *ret_changed = r >= 0 && !public_key_equal(&p->key, identity_public(identity));
+    if (r >= 0)
+        p->key = *identity_public(identity);
+    identity_free(identity);
+    return r;
+}
+
+/* understudyd has changed the peers' file, or this host's key. */
+static void reload(struct process *p, struct control_request *req)
+{
+    bool own_changed;
+    struct err err;
+
+    if (peers_load(&p->config, &err) < 0 || load_key(p, &own_changed, &err) < 0) {
+        log_error("keys and peers stay as they were: %s", err.text);
+        control_fail(req, "%s: %s", p->vm, err.text);
+        return;
+    }
+    if (p->guard)
+        guard_keys_changed(p->guard, own_changed);
+    else if (p->standby)
+        standby_keys_changed(p->standby);
+    control_reply(req, NULL);
+}
+
 /* ---- roles ---- */
 
 static void on_request(void *user, struct control_request *req)
 {
     struct process *p = user;
 
-    if (p->guard)
+    if (strcmp(control_command(req), "reload") == 0)
+        reload(p, req);
+    else if (p->guard)
         guard_request(p->guard, req);
     else if (p->standby)
         standby_request(p->standby, req);
@@ -134,12 +184,25 @@ static int run_preflight_standby(struct vm_spec *spec, const struct host_config 
     return r;
 }
 
+/* The definition of the VM that this process is for. */
+static int read_record(struct process *p, struct vm_spec *ret_spec, struct err *err)
+{
+    int r = load_record(p->options.vm, ret_spec, err);
+
+    if (r < 0)
+        return r;
+    (void)snprintf(p->vm, sizeof(p->vm), "%s", ret_spec->name);
+    log_setup(p->config.name, ret_spec->name);
+    return 0;
+}
+
 static int start_primary(struct process *p, struct err *err)
 {
     CLEANUP_FREE struct vm_spec *spec = malloc(sizeof(*spec));
     struct guard_params params = {
         .event = p->event,
         .config = &p->config,
+        .tls = p->tls,
         .seize = p->options.seize,
         .recover = p->options.recover,
         .on_started = on_started,
@@ -149,11 +212,9 @@ static int start_primary(struct process *p, struct err *err)
 
     if (!spec)
         return err_sys(err, -ENOMEM, "record");
-    r = load_record(p->options.vm, spec, err);
+    r = read_record(p, spec, err);
     if (r < 0)
         return r;
-    (void)snprintf(p->vm, sizeof(p->vm), "%s", spec->name);
-    log_setup(p->config.name, spec->name);
     fault_point("guard.preflight");
     r = run_preflight(spec, &p->config, err);
     if (r >= 0)
@@ -167,6 +228,32 @@ static int start_primary(struct process *p, struct err *err)
     r = guard_new(&params, &p->guard, err);
     if (r < 0)
         body_close(params.body);
+    return r;
+}
+
+/* Takes the place of a guard that died. */
+static int start_attach(struct process *p, struct err *err)
+{
+    CLEANUP_FREE struct vm_spec *spec = malloc(sizeof(*spec));
+    struct guard_params params = {
+        .event = p->event, .config = &p->config, .tls = p->tls, .attached = true};
+    int r;
+
+    if (!spec)
+        return err_sys(err, -ENOMEM, "record");
+    r = read_record(p, spec, err);
+    if (r >= 0)
+        r = serve_control(p, spec->name, err);
+    if (r >= 0)
+        r = body_attach(&p->config, spec, hyp, p->event, NULL, NULL, &params.body, &params.running,
+                        err);
+    if (r < 0)
+        return r;
+    r = guard_new(&params, &p->guard, err);
+    if (r < 0)
+        body_close(params.body);
+    else
+        say_ready(p, NULL);
     return r;
 }
 
@@ -191,6 +278,7 @@ static int on_switch(sd_event_source *source, void *user)
     struct guard_params params = {
         .event = p->event,
         .config = &p->config,
+        .tls = p->tls,
         .body = p->takeover.body,
         .takeover = &p->takeover,
     };
@@ -233,6 +321,7 @@ static int start_standby(struct process *p, struct err *err)
     struct standby_params params = {
         .event = p->event,
         .config = &p->config,
+        .tls = p->tls,
         .hyp = hyp,
         .vm = p->options.vm,
         .conn_fd = p->options.conn_fd,
@@ -254,6 +343,20 @@ static int start_standby(struct process *p, struct err *err)
 }
 
 /* ---- process ---- */
+
+static const struct role {
+    const char *name;
+    int (*start)(struct process *p, struct err *err);
+} roles[] = {{"primary", start_primary}, {"standby", start_standby}, {"attach", start_attach}};
+
+static const struct role *find_role(const char *name)
+{
+    for (size_t i = 0; i < sizeof(roles) / sizeof(roles[0]); i++) {
+        if (strcmp(roles[i].name, name) == 0)
+            return &roles[i];
+    }
+    return NULL;
+}
 
 static error_t parse_option(int key, char *arg, struct argp_state *state)
 {
@@ -284,7 +387,7 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
         o->role = arg;
         return 0;
     case ARGP_KEY_END:
-        if (!o->role || !o->vm || (strcmp(o->role, "primary") && strcmp(o->role, "standby")) ||
+        if (!o->role || !o->vm || !find_role(o->role) ||
             (strcmp(o->role, "standby") == 0 && o->conn_fd < 0))
             argp_usage(state);
         return 0;
@@ -295,7 +398,7 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
 
 static const struct argp_option argp_options[] = {
     {"config", 'c', "FILE", 0, "Configuration of this host", 0},
-    {"vm", 'v', "RECORD|NAME", 0, "primary: the VM's record; standby: its name", 0},
+    {"vm", 'v', "RECORD|NAME", 0, "primary, attach: the VM's record; standby: its name", 0},
     {"conn-fd", 'f', "FD", 0, "standby: the primary's connection", 0},
     {"ready-fd", 'r', "FD", 0, "Where to say that it works", 0},
     {"seize", 's', NULL, 0, "primary: take the VM from an owner that is gone for good", 0},
@@ -307,7 +410,7 @@ static const struct argp_option argp_options[] = {
 static const struct argp argp = {
     .options = argp_options,
     .parser = parse_option,
-    .args_doc = "primary|standby",
+    .args_doc = "primary|standby|attach",
     .doc = "The process of one VM on one host. Started by understudyd, not by people.",
 };
 
@@ -335,6 +438,7 @@ static void raise_priority(void)
 static int run(struct process *p, struct err *err)
 {
     sigset_t signals;
+    bool changed;
     int r;
 
     r = host_config_load(host_config_path(p->options.config_path), &p->config, err);
@@ -351,7 +455,9 @@ static int run(struct process *p, struct err *err)
     r = sd_event_new(&p->event);
     if (r < 0)
         return err_sys(err, r, "event loop");
-    r = strcmp(p->options.role, "primary") == 0 ? start_primary(p, err) : start_standby(p, err);
+    r = load_key(p, &changed, err);
+    if (r >= 0)
+        r = find_role(p->options.role)->start(p, err);
     if (r < 0)
         return r;
     raise_priority();
@@ -379,6 +485,7 @@ int main(int argc, char **argv)
     guard_free(p.guard);
     control_server_close(p.control);
     sd_event_source_disable_unref(p.switch_source);
+    tls_context_free(p.tls);
     sd_event_unref(p.event);
     return r < 0 ? 1 : r;
 }

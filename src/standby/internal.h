@@ -19,6 +19,7 @@
 struct standby_shell {
     sd_event *event;
     const struct host_config *config;
+    struct tls_context *tls;
     const struct hyp_ops *hyp;
     char vm[VM_NAME_MAX];
     int (*preflight)(struct vm_spec *spec, const struct host_config *config, struct err *err);
@@ -71,6 +72,8 @@ void session_send_ack(struct standby_shell *s, uint64_t epoch, uint64_t term);
 void session_refuse(struct standby_shell *s, const char *why);
 /* Gives the guest, which runs here now, what the primary got for it meanwhile. */
 void session_deliver_late(struct standby_shell *s);
+/* Peers have changed: a link whose key does not count any more ends. */
+void session_keys_changed(struct standby_shell *s);
 /* Closes control and data; bye 0 = says nothing. */
 void session_drop(struct standby_shell *s, uint16_t bye);
 int session_start_heartbeat(struct standby_shell *s) US_MUST_CHECK;

@@ -9,13 +9,14 @@
 
 #include "base/cleanup.h"
 #include "base/fault.h"
+#include "io/dial.h"
 #include "io/log.h"
 
 /* The standby's side of a session (docs/protocol.md, "Session"). understudyd accepts the
  * connections and hands them over unread. The first one is the control channel that made this
  * process; later ones are its data channel, or both again after the link broke. */
 
-enum { PRIORITY_LINK = -10, LATE_BYTES = 1 << 20 };
+enum { PRIORITY_LINK = -10, LATE_BYTES = 1 << 20, HELLO_MS = 5000 };
 
 static void answer_hello(struct standby_shell *s, struct channel *c,
                          const struct wire_hello *theirs, enum wire_status status, const char *text)
@@ -227,7 +228,15 @@ static const struct channel_callbacks control_callbacks = {
 struct knock {
     struct standby_shell *shell;
     struct channel *channel;
+    sd_event_source *deadline;
 };
+
+static void knock_free(struct knock *k)
+{
+    channel_close(k->channel);
+    sd_event_source_disable_unref(k->deadline);
+    free(k);
+}
 
 static bool same_session(const struct standby_shell *s, const struct wire_hello *hello)
 {
@@ -280,7 +289,9 @@ static void on_knock_hello(void *user, const struct wire_hello *hello)
     struct standby_shell *s = k->shell;
     bool control = hello->channel == WIRE_CHANNEL_CONTROL;
 
-    if (!wire_version_choose(hello)) {
+    if (!dial_peer_is(s->config, k->channel, hello->from)) {
+        answer_hello(s, k->channel, hello, WIRE_REFUSED_UNKNOWN_PEER, "that is not your name");
+    } else if (!wire_version_choose(hello)) {
         answer_hello(s, k->channel, hello, WIRE_REFUSED_VERSION, "no common protocol version");
     } else if (control && !hello->resume && !s->control && !s->serving && !s->finish) {
         accept_first(s, k, hello);
@@ -295,8 +306,7 @@ static void on_knock_hello(void *user, const struct wire_hello *hello)
     } else {
         answer_hello(s, k->channel, hello, WIRE_REFUSED_SESSION, "that session is not here");
     }
-    channel_close(k->channel);
-    free(k);
+    knock_free(k);
 }
 
 static void on_knock_message(void *user, const struct wire_msg *msg)
@@ -310,8 +320,13 @@ static void on_knock_broken(void *user, const char *why)
 
     if (!k->shell->control && !k->shell->serving)
         standby_finish(k->shell, why);
-    channel_close(k->channel);
-    free(k);
+    knock_free(k);
+}
+
+static int on_knock_deadline(sd_event_source *source, uint64_t usec, void *user)
+{
+    on_knock_broken(user, "no hello in time");
+    return 0;
 }
 
 static const struct channel_callbacks knock_callbacks = {
@@ -322,7 +337,13 @@ static const struct channel_callbacks knock_callbacks = {
 
 int session_adopt(struct standby_shell *s, int fd, struct err *err)
 {
-    struct transport *t = transport_tcp_new(fd);
+    struct tls_params room = {
+        .role = TLS_SERVER,
+        .purpose = TLS_ROOM,
+        .trusted = dial_trusts,
+        .user = (void *)(uintptr_t)s->config, /* dial_trusts only reads it */
+    };
+    struct transport *t = transport_tls_new(s->tls, fd, &room);
     struct knock *k = calloc(1, sizeof(*k));
     int r = -ENOMEM;
 
@@ -331,11 +352,21 @@ int session_adopt(struct standby_shell *s, int fd, struct err *err)
         r = channel_new(s->event, take_ptr(t), WIRE_CHANNEL_CONTROL, PRIORITY_LINK,
                         &knock_callbacks, k, &k->channel);
     }
+    if (r >= 0)
+        r = sd_event_add_time_relative(s->event, &k->deadline, CLOCK_MONOTONIC, HELLO_MS * 1000ull,
+                                       1000, on_knock_deadline, k);
     if (r < 0) {
         if (t)
             t->ops->close(t);
-        free(k);
+        if (k)
+            knock_free(k);
         return err_sys(err, r, "connection from the primary");
     }
     return 0;
+}
+
+void session_keys_changed(struct standby_shell *s)
+{
+    if (s->control && !dial_peer_is(s->config, s->control, s->primary))
+        control_failed(s, "its key was removed");
 }

@@ -326,7 +326,7 @@ static int open_pipeline(struct standby_shell *s, struct err *err)
         return err_sys(err, r, "receiver");
     r = sd_event_add_io(s->event, &s->receiver_source, s->receiver_notify, EPOLLIN, on_receiver, s);
     if (r >= 0)
-        r = arbiter_client_new(s->event, &s->config->arbiter, NULL, s->config->name, s->vm,
+        r = arbiter_client_new(s->event, &s->config->arbiter, s->tls, s->config->name, s->vm,
                                ARBITER_TIMEOUT_MS * NS_PER_MS, on_arbiter_answer, s, &s->arbiter);
     if (r >= 0)
         r = session_start_heartbeat(s);
@@ -376,6 +376,7 @@ int standby_new(const struct standby_params *params, struct standby_shell **ret_
     }
     s->event = params->event;
     s->config = params->config;
+    s->tls = params->tls;
     s->hyp = params->hyp;
     s->preflight = params->preflight;
     s->on_takeover = params->on_takeover;
@@ -403,6 +404,11 @@ int standby_new(const struct standby_params *params, struct standby_shell **ret_
     }
     *ret_shell = s;
     return 0;
+}
+
+void standby_keys_changed(struct standby_shell *s)
+{
+    session_keys_changed(s);
 }
 
 void standby_free(struct standby_shell *s)

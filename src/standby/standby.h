@@ -17,6 +17,7 @@ struct standby_shell;
 struct standby_params {
     sd_event *event;                  /* borrowed */
     const struct host_config *config; /* borrowed */
+    struct tls_context *tls;          /* borrowed */
     const struct hyp_ops *hyp;
     const char *vm; /* copied */
     int conn_fd;    /* the primary's control connection, nothing of it read; taken */
@@ -38,6 +39,9 @@ int standby_new(const struct standby_params *params, struct standby_shell **ret_
 
 /* Handles a request of the VM's control socket (taken). */
 void standby_request(struct standby_shell *s, struct control_request *request);
+
+/* The configuration's peers have changed. */
+void standby_keys_changed(struct standby_shell *s);
 
 /* Frees everything; the VM too, unless it was taken over. NULL is allowed. */
 void standby_free(struct standby_shell *s);
