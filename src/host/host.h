@@ -66,7 +66,10 @@ struct vm {
     sd_event_source *ready_source, *ready_timer;
     struct control_request *start; /* waits for the answer; NULL for a standby */
     bool had_record;               /* before this start */
-    char refusal[512];             /* why it will not run, "" = it has not refused */
+    /* How often in a row a process had to take a dead one's place, and since when. */
+    unsigned attaches;
+    uint64_t attached_ns;
+    char refusal[512]; /* why it will not run, "" = it has not refused */
 };
 
 /* --- vms.c --- */
@@ -79,13 +82,14 @@ struct vm *vm_get(const struct host *host, const char *name); /* NULL: there is 
 
 /* What to start. A primary: its record is written; `start` is answered once the VM runs, or with
  * why not, and taken on success only. A standby: conn_fd is its connection, which stays the
- * caller's. */
+ * caller's. attach: in the place of a primary's process that died and left its hypervisor. */
 struct vm_order {
     const char *name;
     struct control_request *start; /* NULL for a standby */
     bool seize, recover;           /* primary: passed on to the process */
-    bool had_record;               /* primary: one that an earlier start has left */
-    int conn_fd;                   /* -1 for a primary */
+    bool attach;
+    bool had_record; /* primary: one that an earlier start has left */
+    int conn_fd;     /* -1 for a primary */
 };
 
 int vm_start(struct host *host, const struct vm_order *order, struct err *err) US_MUST_CHECK;

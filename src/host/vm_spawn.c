@@ -48,9 +48,10 @@ static int set_up(posix_spawn_file_actions_t *actions, posix_spawnattr_t *attr, 
 static int run(const struct spawn_params *p, int ready_fd, pid_t *ret_pid)
 {
     char record[RECORD_PATH_MAX], ready[16], conn[16];
-    const char *argv[12] = {
-        p->config->guard, p->conn_fd < 0 ? "primary" : "standby", "--config",   p->config_path,
-        "--vm",           p->conn_fd < 0 ? record : p->vm,        "--ready-fd", ready};
+    const char *role = p->conn_fd >= 0 ? "standby" : p->attach ? "attach" : "primary";
+    const char *argv[12] = {p->config->guard, role,   "--config",
+                            p->config_path,   "--vm", p->conn_fd < 0 ? record : p->vm,
+                            "--ready-fd",     ready};
     posix_spawn_file_actions_t actions;
     posix_spawnattr_t attr;
     size_t n = 8;

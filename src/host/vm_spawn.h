@@ -18,6 +18,7 @@ struct spawn_params {
     const char *vm;
     int conn_fd;         /* standby: the primary's connection; -1: this is a primary */
     bool seize, recover; /* primary */
+    bool attach;         /* a primary in the place of one that died */
 };
 
 struct spawned {

@@ -12,12 +12,19 @@
 #include "base/fault.h"
 #include "host/host.h"
 #include "host/vm_spawn.h"
+#include "io/clock.h"
+#include "io/vm_process.h"
 #include "wire/msg.h"
 
 /* Long enough for the slowest start: launch of the hypervisor and an arbiter out of reach. */
 #define READY_TIMEOUT_US UINT64_C(60000000)
 
-enum { READY_LINE_MAX = 8192 }; /* bytes */
+enum {
+    READY_LINE_MAX = 8192, /* bytes */
+    ATTACHES_MAX = 3,      /* in ATTACH_PERIOD_NS; then the cause will not go away by itself */
+};
+
+#define ATTACH_PERIOD_NS (60 * NS_PER_S)
 
 static int on_exit_event(sd_event_source *source, int fd, uint32_t events, void *user);
 
@@ -139,6 +146,42 @@ static void vm_ready(struct vm *vm)
     vm_settle(vm, NULL);
 }
 
+static bool hypervisor_lives(const struct host *host, const char *name)
+{
+    CLEANUP_FD int pidfd = -1;
+    pid_t pid;
+
+    return vm_process_find(&host->config, name, &pid, &pidfd) == 0;
+}
+
+/* The process died and left its hypervisor: the VM runs on, mute, until another process takes its
+ * place. False: there is nothing to attach to, or no sense in it. */
+static bool vm_attach(struct host *host, const struct vm *dead)
+{
+    struct vm_order order = {.name = dead->name, .attach = true, .had_record = true, .conn_fd = -1};
+    uint64_t now = clock_now_ns();
+    bool again = dead->attaches && now - dead->attached_ns < ATTACH_PERIOD_NS;
+    struct err err;
+    struct vm *vm;
+
+    if (!record_exists(&host->config, dead->name) || !hypervisor_lives(host, dead->name))
+        return false;
+    if (again && dead->attaches == ATTACHES_MAX) {
+        log_error("%s: NOBODY ATTENDS TO IT: its process died %d times in a row; its hypervisor "
+                  "is mute: start it again",
+                  dead->name, ATTACHES_MAX + 1);
+        return false;
+    }
+    if (vm_start(host, &order, &err) < 0) {
+        log_error("%s: %s", dead->name, err.text);
+        return false;
+    }
+    vm = vm_get(host, dead->name);
+    vm->attaches = again ? dead->attaches + 1 : 1;
+    vm->attached_ns = again ? dead->attached_ns : now;
+    return true;
+}
+
 /* The process has ended. A start that never became ready failed; a VM that ended otherwise than by
  * its process' own decision leaves a note. */
 static void vm_gone(struct vm *vm)
@@ -153,7 +196,9 @@ static void vm_gone(struct vm *vm)
     (void)unlink(path); /* a process that ended well has done it */
     (void)snprintf(text, sizeof(text), "its process %s", how);
     log_line(bad ? LOG_WARNING : LOG_INFO, "%s: %s", vm->name, text);
-    if (vm->state == VM_STARTING)
+    if (!vm->start && vm_attach(host, vm))
+        log_info("%s: another one takes its place", vm->name);
+    else if (vm->state == VM_STARTING)
         vm_not_started(vm, vm->refusal[0] ? vm->refusal : strcat(text, "; the log may say why"));
     else if (bad && record_exists(&host->config, vm->name))
         ended_note_crash(&host->config, vm->name, text);
@@ -223,6 +268,7 @@ int vm_start(struct host *host, const struct vm_order *order, struct err *err)
                                   .vm = order->name,
                                   .conn_fd = order->conn_fd,
                                   .seize = order->seize,
+                                  .attach = order->attach,
                                   .recover = order->recover};
     struct spawned s;
     struct vm *vm;
@@ -270,11 +316,17 @@ static void find_one(struct host *host, const char *name)
     struct vm *vm;
 
     fault_point("host.find");
+    if (vm_get(host, name))
+        return; /* attached to a moment ago: its new socket is there already */
     vm_socket_path(&host->config, name, path);
     pid = listener_of(path);
     if (pid == 0) {
+        struct vm dead = {.attaches = 0};
+
         log_info("%s: its process is gone", name);
         (void)unlink(path);
+        (void)snprintf(dead.name, sizeof(dead.name), "%s", name);
+        (void)vm_attach(host, &dead);
         return;
     }
     pidfd = pidfd_open(pid, 0);
