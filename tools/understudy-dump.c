@@ -57,6 +57,7 @@ static const char *const status_names[] = {
     [WIRE_ARB_DONE] = "done",
     [WIRE_ARB_CONFLICT] = "conflict",
     [WIRE_ARB_ERROR] = "error",
+    [WIRE_ARB_REFUSED] = "refused",
 };
 
 typedef unsigned long long ull; /* for printf */
@@ -175,6 +176,15 @@ static void print_arb_request(const struct wire_arb_request *request)
     }
 }
 
+static void print_arb_registers(const struct wire_arb_registers *registers)
+{
+    printf("arbiter-registers %u%s", registers->n, registers->more ? " and more" : "");
+    for (uint32_t i = 0; i < registers->n; i++) {
+        printf(" %s", registers->entry[i].vm);
+        print_record("", &registers->entry[i].record);
+    }
+}
+
 static void print_msg(const struct wire_msg *m)
 {
     printf("%llu ", (ull)m->epoch);
@@ -231,6 +241,12 @@ static void print_msg(const struct wire_msg *m)
     case WIRE_ARB_REPLY:
         printf("arbiter-reply %s", NAME_OF(status_names, m->u.arb_reply.status));
         print_record(" current", &m->u.arb_reply.current);
+        break;
+    case WIRE_ARB_LIST:
+        printf("arbiter-list after \"%s\"", m->u.arb_list.after);
+        break;
+    case WIRE_ARB_REGISTERS:
+        print_arb_registers(&m->u.arb_registers);
         break;
     }
     printf("\n");

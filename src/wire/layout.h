@@ -215,6 +215,25 @@ struct arb_reply_form {
 };
 WIRE_FORM(arb_reply_form, 152);
 
+struct arb_list_form {
+    uint8_t after[WIRE_NAME_BYTES];
+};
+WIRE_FORM(arb_list_form, 64);
+
+/* ARB_REGISTERS: this, then n arb_register_forms. */
+struct arb_registers_form {
+    struct le32 n;
+    uint8_t more;
+    uint8_t zero[3];
+};
+WIRE_FORM(arb_registers_form, 8);
+
+struct arb_register_form {
+    uint8_t vm[WIRE_NAME_BYTES];
+    struct record_form record;
+};
+WIRE_FORM(arb_register_form, 208);
+
 /* A record between memory and wire or disk. get: 0, or -EPROTO when it is malformed; what it gives
  * has passed arb_record_check(). */
 void record_form_put(struct record_form *form, const struct arb_record *record);

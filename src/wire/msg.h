@@ -45,6 +45,7 @@ enum {
     WIRE_DISK_PIECES_PER_MSG = 256,
     WIRE_DISK_PIECE_BYTES = 1024 * 1024, /* data before encoding, per message and so per piece */
     WIRE_SYNC_ID_BYTES = 16,
+    WIRE_ARB_REGISTERS_PER_MSG = 64,
     WIRE_FRAME_BYTES_MIN = 14, /* of one Ethernet frame, without its checksum */
     WIRE_FRAME_BYTES_MAX = 65550,
 };
@@ -97,6 +98,8 @@ enum wire_type {
     /* arbiter */
     WIRE_ARB_REQUEST = 32,
     WIRE_ARB_REPLY = 33,
+    WIRE_ARB_LIST = 34,
+    WIRE_ARB_REGISTERS = 35,
 };
 
 /* Header of every message. `epoch` is the epoch (control, data) or the request's id (arbiter); it
@@ -314,11 +317,29 @@ enum wire_arb_status {
     WIRE_ARB_DONE = 1,     /* GET answered, or CAS carried out */
     WIRE_ARB_CONFLICT = 2, /* CAS: another record is there */
     WIRE_ARB_ERROR = 3,    /* the witness could not store it, and has not changed it */
+    WIRE_ARB_REFUSED = 4,  /* this swap is not the asker's to make (arb_request_allowed()) */
 };
 
 struct wire_arb_reply {
     uint8_t status;            /* enum wire_arb_status */
-    struct arb_record current; /* the record after the request; with WIRE_ARB_ERROR only a hint */
+    struct arb_record current; /* the record after the request; with ERROR or REFUSED a hint */
+};
+
+/* Which registers are there, of VMs whose names come after `after` ("" = from the first)? */
+struct wire_arb_list {
+    char after[WIRE_NAME_BYTES];
+};
+
+struct wire_arb_register {
+    char vm[WIRE_NAME_BYTES];
+    struct arb_record record; /* with a term */
+};
+
+/* The answer: the next ones, in ascending order of their names. */
+struct wire_arb_registers {
+    bool more;  /* there are others after these, of which there is at least one then */
+    uint32_t n; /* 0..WIRE_ARB_REGISTERS_PER_MSG */
+    struct wire_arb_register entry[WIRE_ARB_REGISTERS_PER_MSG];
 };
 
 /* One decoded message. */
@@ -342,6 +363,8 @@ struct wire_msg {
         struct wire_epoch_end epoch_end;
         struct wire_arb_request arb_request;
         struct wire_arb_reply arb_reply;
+        struct wire_arb_list arb_list;
+        struct wire_arb_registers arb_registers;
     } u;
 };
 
@@ -398,9 +421,14 @@ int arb_record_check(const struct arb_record *record, struct err *err) US_MUST_C
  * -EPROTO. Decoded requests have passed it. */
 int arb_request_check(const struct wire_arb_request *request, struct err *err) US_MUST_CHECK;
 
+/* Whether a valid request may come from that host (docs/protocol.md, "Who may swap"): it makes
+ * nobody the owner but itself; only the owner lets the VM have none, or a standby. */
+bool arb_request_allowed(const struct wire_arb_request *request, const char *asker);
+
 /* The arbiter itself: carries out a valid request on a VM's register and fills in the reply (never
- * WIRE_ARB_ERROR). A swap whose wanted record is there already is a conflict like any other: the
- * asker sees its own record in the reply and knows. The witness and the simulator both use this. */
+ * WIRE_ARB_ERROR or REFUSED). A swap whose wanted record is there already is a conflict like any
+ * other: the asker sees its own record in the reply and knows. The witness and the simulator both
+ * use this. */
 void arb_register_apply(struct arb_record *reg, const struct wire_arb_request *request,
                         struct wire_arb_reply *ret_reply);
 

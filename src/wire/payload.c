@@ -22,6 +22,8 @@ static const struct payload_codec *const codecs[] = {
     [WIRE_DISK] = &disk_codec,
     [WIRE_ARB_REQUEST] = &arb_request_codec,
     [WIRE_ARB_REPLY] = &arb_reply_codec,
+    [WIRE_ARB_LIST] = &arb_list_codec,
+    [WIRE_ARB_REGISTERS] = &arb_registers_codec,
 };
 
 const struct payload_codec *payload_codec(uint16_t type)

@@ -28,7 +28,8 @@ extern const struct payload_codec heartbeat_codec, offer_codec, ready_codec, ref
     ack_codec, bye_codec, addresses_codec, disk_ranges_codec, frames_codec;
 extern const struct payload_codec epoch_begin_codec, pages_codec, disk_codec, state_codec,
     epoch_end_codec;
-extern const struct payload_codec arb_request_codec, arb_reply_codec;
+extern const struct payload_codec arb_request_codec, arb_reply_codec, arb_list_codec,
+    arb_registers_codec;
 
 /* Bounds of a payload that is one form; of one form and a list of others. */
 #define PAYLOAD_FORM(form)           .min = sizeof(struct form), .max = sizeof(struct form)

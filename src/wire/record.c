@@ -80,6 +80,18 @@ int arb_request_check(const struct wire_arb_request *request, struct err *err)
     }
 }
 
+bool arb_request_allowed(const struct wire_arb_request *request, const char *asker)
+{
+    const struct arb_record *expected = &request->expected, *wanted = &request->wanted;
+    bool is_owner = strcmp(expected->owner, asker) == 0;
+
+    if (request->op != WIRE_ARB_CAS)
+        return true;
+    if (!wanted->owner[0])
+        return is_owner;
+    return strcmp(wanted->owner, asker) == 0 && (wanted->mode == ARB_SOLO || is_owner);
+}
+
 void arb_register_apply(struct arb_record *reg, const struct wire_arb_request *request,
                         struct wire_arb_reply *ret_reply)
 {

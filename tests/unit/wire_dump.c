@@ -119,7 +119,7 @@ static void test_data(void **state)
 static void test_arbiter(void **state)
 {
     put_hello(WIRE_CHANNEL_ARBITER);
-    for (int i = 14; i < 16; i++)
+    for (int i = 14; i < 18; i++)
         put("ab", golden_msgs[i].bytes, golden_msgs[i].n);
     assert_int_equal(dump(), 0);
     assert_shows(" arbiter-request swap vm \"web\""
@@ -127,6 +127,10 @@ static void test_arbiter(void **state)
                  " wanted {term 7, paired, owner \"hosta\", standby \"hostb\"}\n");
     assert_shows(" arbiter-reply conflict"
                  " current {term 7, paired, owner \"hosta\", standby \"hostb\"}\n");
+    assert_shows(" arbiter-list after \"db\"\n");
+    assert_shows(" arbiter-registers 2 and more"
+                 " mail {term 6, solo, owner \"hosta\", standby \"\"}"
+                 " web {term 7, paired, owner \"hosta\", standby \"hostb\"}\n");
 }
 
 static void test_where_it_stops(void **state)

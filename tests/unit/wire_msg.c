@@ -87,6 +87,37 @@ static void test_round_trip_largest_bulk(void **state)
     assert_round_trip(&m);
 }
 
+/* As many registers as fit, and one more. */
+static void test_registers(void **state)
+{
+    struct wire_msg m = {.type = WIRE_ARB_REGISTERS};
+    struct wire_arb_registers *registers = &m.u.arb_registers;
+
+    assert_round_trip(&m);
+    registers->more = true;
+    assert_not_encoded(&m); /* more after nothing */
+    registers->n = WIRE_ARB_REGISTERS_PER_MSG;
+    for (uint32_t i = 0; i < registers->n; i++) {
+        struct wire_arb_register *entry = &registers->entry[i];
+
+        fill_name(entry->vm, 'v');
+        entry->vm[0] = (char)('a' + i / 10);
+        entry->vm[1] = (char)('0' + i % 10);
+        entry->record = (struct arb_record){.term = UINT64_MAX, .mode = ARB_PAIRED};
+        fill_name(entry->record.owner, 'x');
+        fill_name(entry->record.standby, 'y');
+    }
+    assert_round_trip(&m);
+    registers->entry[7] = registers->entry[6];
+    assert_not_encoded(&m);
+    registers->n = WIRE_ARB_REGISTERS_PER_MSG + 1;
+    assert_not_encoded(&m);
+    m = (struct wire_msg){.type = WIRE_ARB_LIST};
+    assert_round_trip(&m);
+    fill_name(m.u.arb_list.after, 'z');
+    assert_round_trip(&m);
+}
+
 static void test_round_trip_largest_values(void **state)
 {
     struct wire_msg m = sample(WIRE_HEARTBEAT);
@@ -345,13 +376,30 @@ static void test_malformed_with_right_checksum(void **state)
         {WIRE_ARB_REQUEST, P + 216, 8}, /* wanted term */
         {WIRE_ARB_REQUEST, P + 224, 1}, /* wanted mode */
         {WIRE_ARB_REPLY, P, 0},
-        {WIRE_ARB_REPLY, P, 4},
+        {WIRE_ARB_REPLY, P, 5},
         {WIRE_ARB_REPLY, P + 7, 1},
         {WIRE_ARB_REPLY, RECORD, 0}, /* no term, and yet a record */
         {WIRE_ARB_REPLY, RECORD + 8, 1},
         {WIRE_ARB_REPLY, RECORD + 15, 1},
         {WIRE_ARB_REPLY, RECORD + 16, 'H'},
         {WIRE_ARB_REPLY, RECORD + 16 + 4, 'b'}, /* owner = standby */
+        {WIRE_ARB_LIST, P, '-'},
+        {WIRE_ARB_LIST, P, 0}, /* bytes after the end */
+        {WIRE_ARB_LIST, P + 63, 'x'},
+        {WIRE_ARB_REGISTERS, P, 0}, /* count */
+        {WIRE_ARB_REGISTERS, P, 1},
+        {WIRE_ARB_REGISTERS, P, 3},
+        {WIRE_ARB_REGISTERS, P + 3, 0xff},
+        {WIRE_ARB_REGISTERS, P + 4, 2}, /* more */
+        {WIRE_ARB_REGISTERS, P + 5, 1},
+        {WIRE_ARB_REGISTERS, P + 7, 1},
+        {WIRE_ARB_REGISTERS, ENTRY, 'x'}, /* after "web" */
+        {WIRE_ARB_REGISTERS, ENTRY, '/'},
+        {WIRE_ARB_REGISTERS, ENTRY + 63, 'x'},
+        {WIRE_ARB_REGISTERS, ENTRY + 64, 0}, /* a register without a record */
+        {WIRE_ARB_REGISTERS, ENTRY + 72, 3},
+        {WIRE_ARB_REGISTERS, ENTRY + 73, 1},
+        {WIRE_ARB_REGISTERS, ENTRY + 208 + 72, 1}, /* solo with a standby */
     };
     uint8_t kept;
 
@@ -454,6 +502,7 @@ int main(void)
         cmocka_unit_test(test_round_trip_small),
         cmocka_unit_test(test_round_trip_smallest),
         cmocka_unit_test(test_round_trip_largest_bulk),
+        cmocka_unit_test(test_registers),
         cmocka_unit_test(test_round_trip_largest_values),
         cmocka_unit_test(test_golden),
         cmocka_unit_test(test_every_damaged_byte_is_refused),

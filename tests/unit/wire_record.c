@@ -149,12 +149,53 @@ static void test_only_one_of_two_swaps_wins(void **state)
     }
 }
 
+/* docs/protocol.md, "Who may swap": every change that core makes, and what nobody may. */
+static void test_who_may_swap(void **state)
+{
+    static const struct arb_record solo_b = {2, ARB_SOLO, "hostb", ""};
+    static const struct arb_record none_2 = {2, ARB_SOLO, "", ""};
+    static const struct arb_record alone = {3, ARB_SOLO, "hosta", ""};
+    static const struct arb_record none_3 = {3, ARB_SOLO, "", ""};
+    static const struct arb_record paired_b = {3, ARB_PAIRED, "hostb", "hosta"};
+    static const struct {
+        const struct arb_record *expected, *wanted;
+        const char *asker;
+        bool allowed;
+    } cases[] = {
+        {&none, &solo, "hosta", true},        /* start */
+        {&none, &solo, "hostb", false},       /* for another */
+        {&solo, &paired, "hosta", true},      /* pair */
+        {&solo, &paired, "hostb", false},     /* make oneself its standby */
+        {&paired, &alone, "hosta", true},     /* the standby is lost */
+        {&paired, &alone, "hostb", false},    /* its last right taken by itself */
+        {&paired, &taken, "hostb", true},     /* take over */
+        {&paired, &taken, "hosta", false},    /* thrust upon it */
+        {&paired, &taken, "hostc", false},    /* by a third */
+        {&paired, &paired_b, "hostb", false}, /* a pair is made by its owner only */
+        {&solo, &solo_b, "hostb", true},      /* seize */
+        {&solo, &none_2, "hosta", true},      /* stop */
+        {&solo, &none_2, "hostb", false},     /* stop another's */
+        {&paired, &none_3, "hosta", true},    {&paired, &none_3, "hostb", false},
+    };
+
+    for (size_t i = 0; i < N_OF(cases); i++) {
+        struct wire_arb_request r = cas(cases[i].expected, cases[i].wanted);
+
+        assert_int_equal(arb_request_check(&r, NULL), 0);
+        if (arb_request_allowed(&r, cases[i].asker) != cases[i].allowed)
+            fail_msg("case %zu", i);
+        r = (struct wire_arb_request){.op = WIRE_ARB_GET, .vm = "web"};
+        assert_true(arb_request_allowed(&r, cases[i].asker));
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_names),        cmocka_unit_test(test_equal_looks_at_every_field),
         cmocka_unit_test(test_record_check), cmocka_unit_test(test_request_check),
         cmocka_unit_test(test_register),     cmocka_unit_test(test_only_one_of_two_swaps_wins),
+        cmocka_unit_test(test_who_may_swap),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -8,9 +8,10 @@
 #include <xxhash.h>
 
 const uint16_t sample_types[SAMPLE_TYPES] = {
-    WIRE_HEARTBEAT, WIRE_OFFER,       WIRE_READY,       WIRE_REFUSE,      WIRE_ACK,   WIRE_BYE,
-    WIRE_ADDRESSES, WIRE_DISK_RANGES, WIRE_FRAMES,      WIRE_EPOCH_BEGIN, WIRE_PAGES, WIRE_DISK,
-    WIRE_STATE,     WIRE_EPOCH_END,   WIRE_ARB_REQUEST, WIRE_ARB_REPLY,
+    WIRE_HEARTBEAT, WIRE_OFFER,     WIRE_READY,         WIRE_REFUSE,    WIRE_ACK,
+    WIRE_BYE,       WIRE_ADDRESSES, WIRE_DISK_RANGES,   WIRE_FRAMES,    WIRE_EPOCH_BEGIN,
+    WIRE_PAGES,     WIRE_DISK,      WIRE_STATE,         WIRE_EPOCH_END, WIRE_ARB_REQUEST,
+    WIRE_ARB_REPLY, WIRE_ARB_LIST,  WIRE_ARB_REGISTERS,
 };
 
 uint8_t *sample_buf;
@@ -143,6 +144,13 @@ struct wire_msg sample(uint16_t type)
     case WIRE_ARB_REPLY:
         m.u.arb_reply = (struct wire_arb_reply){.status = WIRE_ARB_CONFLICT, .current = paired};
         break;
+    case WIRE_ARB_LIST:
+        strcpy(m.u.arb_list.after, "db");
+        break;
+    case WIRE_ARB_REGISTERS:
+        m.u.arb_registers = (struct wire_arb_registers){
+            .more = true, .n = 2, .entry = {{"mail", solo}, {"web", paired}}};
+        break;
     }
     return m;
 }
@@ -274,6 +282,17 @@ static void assert_same_state(const struct wire_state *a, const struct wire_stat
     assert_memory_equal(a->bytes, b->bytes, a->n_bytes);
 }
 
+static void assert_same_registers(const struct wire_arb_registers *a,
+                                  const struct wire_arb_registers *b)
+{
+    assert_int_equal(a->more, b->more);
+    assert_int_equal(a->n, b->n);
+    for (uint32_t i = 0; i < a->n; i++) {
+        assert_string_equal(a->entry[i].vm, b->entry[i].vm);
+        assert_same_record(&a->entry[i].record, &b->entry[i].record);
+    }
+}
+
 void assert_same(const struct wire_msg *a, const struct wire_msg *b)
 {
     assert_int_equal(a->type, b->type);
@@ -340,6 +359,12 @@ void assert_same(const struct wire_msg *a, const struct wire_msg *b)
     case WIRE_ARB_REPLY:
         assert_int_equal(a->u.arb_reply.status, b->u.arb_reply.status);
         assert_same_record(&a->u.arb_reply.current, &b->u.arb_reply.current);
+        break;
+    case WIRE_ARB_LIST:
+        assert_string_equal(a->u.arb_list.after, b->u.arb_list.after);
+        break;
+    case WIRE_ARB_REGISTERS:
+        assert_same_registers(&a->u.arb_registers, &b->u.arb_registers);
         break;
     default:
         fail();

@@ -7,7 +7,7 @@
 
 /* Messages for the tests of the codecs, and what is done with each. */
 
-enum { SAMPLE_BUF_BYTES = WIRE_HEADER_BYTES + WIRE_PAYLOAD_MAX, SAMPLE_TYPES = 16 };
+enum { SAMPLE_BUF_BYTES = WIRE_HEADER_BYTES + WIRE_PAYLOAD_MAX, SAMPLE_TYPES = 18 };
 
 extern const uint16_t sample_types[SAMPLE_TYPES]; /* all that there are */
 extern uint8_t *sample_buf;                       /* SAMPLE_BUF_BYTES: what was encoded last */
