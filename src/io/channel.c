@@ -15,6 +15,8 @@
 enum {
     IN_MAX = WIRE_HEADER_BYTES + 128 * 1024, /* no control message is longer */
     OUT_MAX = 256 * 1024,
+    ARBITER_IN_MAX = 16 * 1024, /* no arbiter's message is longer, and a witness has many */
+    ARBITER_OUT_MAX = 32 * 1024,
     MESSAGES_PER_WAKEUP = 16, /* so that one peer cannot keep the loop to itself */
 };
 
@@ -32,8 +34,8 @@ struct channel {
     char why[256];
     size_t in_have, in_need; /* bytes in `in`, and how many make the next item whole */
     size_t out_from, out_to;
-    uint8_t in[IN_MAX];
-    uint8_t out[OUT_MAX];
+    size_t in_max, out_max;
+    uint8_t *in, *out; /* behind this */
 };
 
 static int on_broken_dispatch(sd_event_source *source, void *user)
@@ -68,8 +70,8 @@ static void watch(struct channel *c)
         return;
     (void)sd_event_source_set_io_events(c->source, EPOLLIN | (write ? EPOLLOUT : 0));
     if (ops->pending)
-        (void)sd_event_source_set_enabled(
-            c->pending_source, ops->pending(c->transport) ? SD_EVENT_ON : SD_EVENT_OFF);
+        (void)sd_event_source_set_enabled(c->pending_source,
+                                          ops->pending(c->transport) ? SD_EVENT_ON : SD_EVENT_OFF);
 }
 
 static void flush(struct channel *c)
@@ -98,7 +100,7 @@ static size_t out_room(struct channel *c)
         c->out_to -= c->out_from;
         c->out_from = 0;
     }
-    return OUT_MAX - c->out_to;
+    return c->out_max - c->out_to;
 }
 
 void channel_send_hello(struct channel *c, const struct wire_hello *hello)
@@ -156,7 +158,7 @@ static void message_complete(struct channel *c)
         return;
     }
     if (c->in_need == WIRE_HEADER_BYTES && header.length) {
-        if (header.length > IN_MAX - WIRE_HEADER_BYTES) {
+        if (header.length > c->in_max - WIRE_HEADER_BYTES) {
             fail(c, "a control message is too long");
             return;
         }
@@ -198,7 +200,8 @@ static bool read_some(struct channel *c, bool *freed)
     return true;
 }
 
-/* Reads first: in a handshake that is what brings the writing on, whichever of both it waits for. */
+/* Reads first: in a handshake that is what brings the writing on, whichever of both it waits for.
+ */
 static void work(struct channel *c)
 {
     bool freed = false;
@@ -229,7 +232,9 @@ static int on_pending(sd_event_source *source, void *user)
 int channel_new(sd_event *event, struct transport *t, enum wire_channel kind, int64_t priority,
                 const struct channel_callbacks *callbacks, void *user, struct channel **ret_channel)
 {
-    struct channel *c = FAULTY_ALLOC("tcp.channel-room", calloc(1, sizeof(*c)));
+    bool small = kind == WIRE_CHANNEL_ARBITER;
+    size_t in_max = small ? ARBITER_IN_MAX : IN_MAX, out_max = small ? ARBITER_OUT_MAX : OUT_MAX;
+    struct channel *c = FAULTY_ALLOC("tcp.channel-room", calloc(1, sizeof(*c) + in_max + out_max));
     int r;
 
     if (!c) {
@@ -240,6 +245,10 @@ int channel_new(sd_event *event, struct transport *t, enum wire_channel kind, in
     c->kind = kind;
     c->callbacks = callbacks;
     c->user = user;
+    c->in_max = in_max;
+    c->out_max = out_max;
+    c->in = (uint8_t *)(c + 1);
+    c->out = c->in + in_max;
     c->in_need = WIRE_HELLO_BYTES;
     r = transport_set_blocking(t, false);
     if (r >= 0)
