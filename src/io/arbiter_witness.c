@@ -20,6 +20,7 @@ struct witness {
     struct arbiter_backend backend;
     sd_event *event;
     const struct arbiter_config *config;
+    struct tls_context *tls;
     struct channel *channel; /* NULL: not connected */
     bool ready;              /* the hellos are done */
     struct wire_hello hello; /* ours */
@@ -31,6 +32,62 @@ struct witness {
 static struct witness *of(struct arbiter_backend *b)
 {
     return (struct witness *)b; /* its first member */
+}
+
+static bool on_key(void *user, const struct public_key *theirs)
+{
+    const struct arbiter_config *config = user;
+
+    return public_key_equal(&config->key, theirs);
+}
+
+/* An idle connection has no heartbeats: the kernel finds out when the witness is gone, so that the
+ * next request meets a fresh connection instead of a time-out. Best effort. */
+static void keep_alive(int fd)
+{
+    const int on = 1, idle_s = 5, interval_s = 1, probes = 3;
+
+    (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof(idle_s));
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof(interval_s));
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof(probes));
+}
+
+/* Starts to connect, and sends the hello. config is borrowed for the channel's life. */
+static int connect_channel(sd_event *event, const struct arbiter_config *config,
+                           struct tls_context *tls, const struct wire_hello *hello,
+                           const struct channel_callbacks *callbacks, void *user,
+                           struct channel **ret_channel, struct err *err)
+{
+    const struct tls_params params = {.role = TLS_CLIENT,
+                                      .purpose = TLS_ARBITER,
+                                      .trusted = on_key,
+                                      .user = (void *)(uintptr_t)config}; /* only read */
+    struct transport *transport;
+    int fd, r = transport_tcp_connect(config->address, &fd, err);
+
+    if (r < 0)
+        return r;
+    transport = tls ? transport_tls_new(tls, fd, &params) : transport_tcp_new(fd);
+    if (!transport)
+        return err_sys(err, -ENOMEM, "connect");
+    keep_alive(transport->ops->fd(transport));
+    r = channel_new(event, transport, WIRE_CHANNEL_ARBITER, SD_EVENT_PRIORITY_IMPORTANT, callbacks,
+                    user, ret_channel);
+    if (r < 0)
+        return err_sys(err, r, "connect");
+    channel_send_hello(*ret_channel, hello);
+    return 0;
+}
+
+static struct wire_hello hello_of(const char *host)
+{
+    struct wire_hello hello = {.version_min = WIRE_VERSION_MIN,
+                               .version_max = WIRE_VERSION_MAX,
+                               .channel = WIRE_CHANNEL_ARBITER};
+
+    strcpy(hello.from, host); /* a valid name */
+    return hello;
 }
 
 static void send_request(struct witness *w)
@@ -60,13 +117,21 @@ static void on_hello(void *user, const struct wire_hello *hello)
 static void on_message(void *user, const struct wire_msg *msg)
 {
     struct witness *w = user;
+    struct wire_arb_reply reply;
+    const char *why = "";
 
-    if (msg->type != WIRE_ARB_REPLY)
+    if (msg->type != WIRE_ARB_REPLY) {
         arbiter_client_lost(w->backend.client, "it said something that makes no sense");
-    else
-        arbiter_client_replied(
-            w->backend.client, msg->epoch, &msg->u.arb_reply,
-            msg->u.arb_reply.status == WIRE_ARB_ERROR ? "it could not store the record" : "");
+        return;
+    }
+    reply = msg->u.arb_reply;
+    if (reply.status == WIRE_ARB_ERROR)
+        why = "it could not store the record";
+    if (reply.status == WIRE_ARB_REFUSED) { /* to whoever asks that is the same: not done */
+        reply.status = WIRE_ARB_ERROR;
+        why = "it does not let this host make that change";
+    }
+    arbiter_client_replied(w->backend.client, msg->epoch, &reply, why);
 }
 
 static void on_broken(void *user, const char *why)
@@ -80,32 +145,13 @@ static int witness_warm(struct arbiter_backend *b, struct err *err)
 {
     static const struct channel_callbacks callbacks = {
         .on_hello = on_hello, .on_message = on_message, .on_broken = on_broken};
-    const int on = 1, idle_s = 5, interval_s = 1, probes = 3;
-    struct transport *transport;
     struct witness *w = of(b);
-    int fd, r;
+    int r;
 
     if (w->channel)
         return 0;
-    r = transport_tcp_connect(w->config->address, &fd, err);
-    if (r < 0)
-        return r;
-    transport = transport_tcp_new(fd);
-    if (!transport)
-        return err_sys(err, -ENOMEM, "connect");
-    /* An idle connection has no heartbeats: the kernel finds out when the witness is gone, so that
-     * the next request meets a fresh connection instead of a time-out. Best effort. */
-    fd = transport->ops->fd(transport);
-    (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof(idle_s));
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof(interval_s));
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof(probes));
-    r = channel_new(w->event, transport, WIRE_CHANNEL_ARBITER, SD_EVENT_PRIORITY_IMPORTANT,
-                    &callbacks, w, &w->channel);
-    if (r < 0)
-        return err_sys(err, r, "connect");
-    channel_send_hello(w->channel, &w->hello);
-    return 1;
+    r = connect_channel(w->event, w->config, w->tls, &w->hello, &callbacks, w, &w->channel, err);
+    return r < 0 ? r : 1;
 }
 
 static int witness_ask(struct arbiter_backend *b, uint64_t sequence,
@@ -154,11 +200,80 @@ static int witness_open(sd_event *event, const struct arbiter_config *config,
     strcpy(w->backend.where, config->address);
     w->event = sd_event_ref(event);
     w->config = config;
-    w->hello = (struct wire_hello){.version_min = WIRE_VERSION_MIN,
-                                   .version_max = WIRE_VERSION_MAX,
-                                   .channel = WIRE_CHANNEL_ARBITER};
-    strcpy(w->hello.from, host);
+    w->tls = tls;
+    w->hello = hello_of(host);
     *ret_backend = &w->backend;
+    return 0;
+}
+
+/* arbiter_list(): one connection, one question after the other. */
+struct listing {
+    sd_event *event;
+    struct channel *channel;
+    struct wire_hello hello;
+    char after[WIRE_NAME_BYTES]; /* the last VM that was told */
+    arbiter_each_fn *each;
+    void *user;
+    int result; /* 1: not done yet */
+    struct err *err;
+};
+
+static void list_end(struct listing *l, int result, const char *why)
+{
+    if (l->result == 1)
+        l->result = result < 0 ? err_set(l->err, result, "%s", why) : 0;
+    (void)sd_event_exit(l->event, 0); /* cannot fail inside the loop */
+}
+
+static void list_ask(struct listing *l)
+{
+    struct wire_msg msg = {.type = WIRE_ARB_LIST};
+
+    strcpy(msg.u.arb_list.after, l->after);
+    channel_send(l->channel, &msg);
+}
+
+static void on_list_hello(void *user, const struct wire_hello *hello)
+{
+    struct listing *l = user;
+    struct err err = {""};
+    int r = wire_hello_check_answer(&l->hello, hello, &err);
+
+    if (r < 0)
+        list_end(l, r, err.text);
+    else
+        list_ask(l);
+}
+
+static void on_list_message(void *user, const struct wire_msg *msg)
+{
+    const struct wire_arb_registers *registers = &msg->u.arb_registers;
+    struct listing *l = user;
+
+    /* They are in order: so the first one tells whether the witness moves on. */
+    if (msg->type != WIRE_ARB_REGISTERS ||
+        (registers->n > 0 && strcmp(registers->entry[0].vm, l->after) <= 0)) {
+        list_end(l, -EPROTO, "it said something that makes no sense");
+        return;
+    }
+    for (uint32_t i = 0; i < registers->n; i++) {
+        l->each(l->user, registers->entry[i].vm, &registers->entry[i].record);
+        strcpy(l->after, registers->entry[i].vm);
+    }
+    if (registers->more)
+        list_ask(l);
+    else
+        list_end(l, 0, "");
+}
+
+static void on_list_broken(void *user, const char *why)
+{
+    list_end(user, -ECOMM, why);
+}
+
+static int on_list_timeout(sd_event_source *source, uint64_t usec, void *user)
+{
+    list_end(user, -ETIMEDOUT, "no answer in time");
     return 0;
 }
 
@@ -166,8 +281,28 @@ static int witness_list(const struct arbiter_config *config, struct tls_context 
                         const char *host, uint64_t timeout_ns, arbiter_each_fn *each, void *user,
                         struct err *err)
 {
-    return err_set(err, -EOPNOTSUPP, "arbiter %s: a witness cannot list its registers",
-                   config->address);
+    static const struct channel_callbacks callbacks = {
+        .on_hello = on_list_hello, .on_message = on_list_message, .on_broken = on_list_broken};
+    struct listing l = {
+        .hello = hello_of(host), .each = each, .user = user, .result = 1, .err = err};
+    int r = sd_event_new(&l.event);
+
+    if (r >= 0)
+        r = sd_event_add_time_relative(l.event, NULL, CLOCK_MONOTONIC, timeout_ns / 1000, 1000,
+                                       on_list_timeout, &l);
+    if (r < 0)
+        (void)err_sys(err, r, "event loop");
+    else
+        r = connect_channel(l.event, config, tls, &l.hello, &callbacks, &l, &l.channel, err);
+    if (r >= 0) {
+        r = sd_event_loop(l.event);
+        r = r < 0 ? err_sys(err, r, "event loop") : l.result;
+    }
+    channel_close(l.channel);
+    sd_event_unref(l.event);
+    if (r < 0)
+        err_prefix(err, "arbiter %s", config->address);
+    return r;
 }
 
 const struct arbiter_backend_ops arbiter_witness_ops = {

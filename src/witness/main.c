@@ -1,40 +1,78 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <argp.h>
-#include <errno.h>
-#include <sched.h>
-#include <signal.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <systemd/sd-daemon.h>
-#include <systemd/sd-event.h>
 
 #include "io/log.h"
-#include "witness/server.h"
+#include "witness/admin.h"
+#include "witness/daemon.h"
+#include "witness/state.h"
 
 /* understudy-witness: the arbiter for those who run no etcd. Decides nothing itself: it keeps one
- * record per VM and swaps it for whoever knows what it holds (docs/design.md, Arbitration). */
+ * record per VM and swaps it for whoever knows what it holds (docs/design.md, Arbitration). Without
+ * a sub-command it is the daemon. */
 
 const char *argp_program_version = "understudy-witness " US_VERSION;
 
+enum { OPTION_GROUP = 'g', OPTION_JSON = 'j', OPTION_LISTEN = 'l', OPTION_STATE = 's' };
+
 struct options {
     const char *listen, *state;
+    const char *command; /* NULL: the daemon */
+    struct admin_args args;
 };
+
+static const struct admin_command *find_command(const char *name)
+{
+    const struct admin_command *c = admin_commands;
+
+    while (c->name && strcmp(c->name, name) != 0)
+        c++;
+    return c->name ? c : NULL;
+}
+
+/* After all arguments: do they go together? argp_error() does not return. */
+static void check_options(const struct options *o, const struct argp_state *state)
+{
+    const struct admin_command *c = o->command ? find_command(o->command) : NULL;
+
+    if (!o->command && !o->listen)
+        argp_error(state, "--listen is needed");
+    if (o->command && !c)
+        argp_error(state, "there is no command \"%s\"", o->command);
+    if (c && (o->args.n < c->args_min || o->args.n > c->args_max))
+        argp_error(state, "usage: understudy-witness %s %s", c->name, c->args);
+}
 
 static error_t parse_option(int key, char *arg, struct argp_state *state)
 {
     struct options *options = state->input;
 
     switch (key) {
-    case 'l':
+    case OPTION_GROUP:
+        options->args.group = arg;
+        return 0;
+    case OPTION_JSON:
+        options->args.json = true;
+        return 0;
+    case OPTION_LISTEN:
         options->listen = arg;
         return 0;
-    case 's':
+    case OPTION_STATE:
         options->state = arg;
         return 0;
+    case ARGP_KEY_ARG:
+        if (!options->command)
+            options->command = arg;
+        else if (options->args.n == ADMIN_ARGS_MAX)
+            argp_usage(state);
+        else
+            options->args.arg[options->args.n++] = arg;
+        return 0;
     case ARGP_KEY_END:
-        if (!options->listen || !options->state)
-            argp_error(state, "--listen and --state are needed");
+        check_options(options, state);
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -42,70 +80,52 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
 }
 
 static const struct argp_option argp_options[] = {
-    {"listen", 'l', "ADDRESS:PORT", 0, "Where hosts connect to; numeric, IPv6 as [ADDRESS]:PORT",
-     0},
-    {"state", 's', "DIR", 0, "Directory of the registers; it must exist", 0},
+    {"listen", OPTION_LISTEN, "ADDRESS:PORT", 0,
+     "Where hosts connect to; numeric, IPv6 as [ADDRESS]:PORT", 0},
+    {"state", OPTION_STATE, "DIR", 0, "Directory of all that it keeps (" STATE_DEFAULT ")", 0},
+    {"group", OPTION_GROUP, "GROUP", 0, "allow, forbid: the host's group (default)", 1},
+    {"json", OPTION_JSON, NULL, 0, "hosts: print JSON, for programs", 1},
     {0},
 };
 
-static const struct argp argp = {
-    .options = argp_options,
-    .parser = parse_option,
-    .doc = "Keeps, for each VM, the record of who may run it, and changes it by compare-and-swap."
-           "\vRun it on a third machine, so that no single failure takes a host and the witness.",
-};
-
-/* A witness that waits for the CPU makes an outage longer. It needs next to no time itself. */
-static void raise_priority(void)
+/* The list of commands behind the help text. */
+static char *list_commands(int key, const char *text, void *input)
 {
-    struct sched_param param = {.sched_priority = 1};
+    char *out = NULL;
+    size_t n = 0;
+    FILE *f;
 
-    (void)sched_setscheduler(0, SCHED_RR, &param); /* not allowed: then without */
-}
-
-/* Ends the loop on SIGTERM and SIGINT: without a handler, sd-event exits with the data as code. */
-static int add_signals(sd_event *event)
-{
-    int r = sd_event_add_signal(event, NULL, SIGTERM | SD_EVENT_SIGNAL_PROCMASK, NULL, NULL);
-
-    if (r >= 0)
-        r = sd_event_add_signal(event, NULL, SIGINT | SD_EVENT_SIGNAL_PROCMASK, NULL, NULL);
-    return r;
+    if (key != ARGP_KEY_HELP_POST_DOC || !(f = open_memstream(&out, &n)))
+        return (char *)(uintptr_t)text;
+    fprintf(f, "%s\n\nCommands:\n", text);
+    for (const struct admin_command *c = admin_commands; c->name; c++)
+        fprintf(f, "  %-7s %-11s %s\n", c->name, c->args, c->doc);
+    return fclose(f) == 0 ? out : NULL;
 }
 
 static int run(const struct options *options, struct err *err)
 {
-    sd_event *event = NULL;
-    struct store *store = NULL;
-    struct server *server = NULL;
-    int r = store_open(options->state, &store, err);
+    const struct admin_command *c = options->command ? find_command(options->command) : NULL;
+    /* A daemon whose directory is missing has lost its records, and must not start without. */
+    int r = state_enter(options->state, c != NULL, err);
 
     if (r < 0)
         return r;
-    r = sd_event_new(&event);
-    if (r >= 0)
-        r = add_signals(event);
-    if (r < 0)
-        (void)err_sys(err, r, "event loop");
-    else
-        r = server_new(event, options->listen, store, &server, err);
-    if (r >= 0) {
-        raise_priority();
-        log_info("listening on %s, registers in %s", server_address(server), options->state);
-        (void)sd_notifyf(0, "READY=1\nSTATUS=Listening on %s", server_address(server));
-        r = sd_event_loop(event);
-        if (r < 0)
-            (void)err_sys(err, r, "event loop");
-    }
-    server_free(server);
-    sd_event_unref(event);
-    store_close(store);
-    return r;
+    return c ? c->run(&options->args, err) : daemon_run(options->listen, options->state, err);
 }
 
 int main(int argc, char **argv)
 {
-    struct options options = {0};
+    static const struct argp argp = {
+        .options = argp_options,
+        .parser = parse_option,
+        .args_doc = "--listen ADDRESS:PORT\nCOMMAND [ARGUMENT...]",
+        .doc = "Keeps, for each VM, the record of who may run it, and changes it by "
+               "compare-and-swap.\vRun it on a third machine, so that no single failure takes a "
+               "host and the witness.",
+        .help_filter = list_commands,
+    };
+    struct options options = {.state = STATE_DEFAULT};
     struct err err = {""};
     int r;
 
@@ -113,7 +133,11 @@ int main(int argc, char **argv)
     argp_parse(&argp, argc, argv, 0, NULL, &options);
     log_setup("witness", "");
     r = run(&options, &err);
-    if (r < 0)
+    if (r < 0 && options.command)
+        fprintf(stderr, "understudy-witness: %s\n", err.text);
+    else if (r < 0)
         log_error("%s", err.text);
+    if (fflush(stdout) != 0)
+        r = -1;
     return r == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }

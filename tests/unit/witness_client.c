@@ -63,13 +63,27 @@ static void on_answer(void *user, uint64_t id, uint8_t status, const struct arb_
     }
 }
 
-static void listen_to(struct listener *l, const char *address, const char *host,
-                      uint64_t timeout_ns)
+static void listen_by(struct listener *l, const struct arbiter_config *config,
+                      struct tls_context *tls, const char *host, uint64_t timeout_ns)
 {
-    *l = (struct listener){.config = witness_config(address)};
-    assert_int_equal(arbiter_client_new(event, &l->config, NULL, host, "web", timeout_ns, on_answer,
+    *l = (struct listener){.config = *config};
+    assert_int_equal(arbiter_client_new(event, &l->config, tls, host, "web", timeout_ns, on_answer,
                                         l, &l->client),
                      0);
+}
+
+/* To the witness. */
+static void listen_to(struct listener *l, const char *host, uint64_t timeout_ns)
+{
+    listen_by(l, &witness.config, witness_run_tls(&witness, host), host, timeout_ns);
+}
+
+/* To somebody else, without TLS. */
+static void listen_plain(struct listener *l, const char *address, uint64_t timeout_ns)
+{
+    const struct arbiter_config config = witness_config(address);
+
+    listen_by(l, &config, NULL, "hosta", timeout_ns);
 }
 
 /* Runs the loop until the listener has heard n answers. */
@@ -122,6 +136,8 @@ static const char *program;
 static int setup(void **state)
 {
     witness_run_init(&witness, program);
+    (void)witness_run_host(&witness, "hosta");
+    (void)witness_run_host(&witness, "hostb");
     return sd_event_new(&event) < 0 ? -1 : 0;
 }
 
@@ -138,7 +154,7 @@ static void test_swaps(void **state)
     struct listener l;
 
     witness_run_start(&witness);
-    listen_to(&l, witness.address, "hosta", PATIENCE_NS);
+    listen_to(&l, "hosta", PATIENCE_NS);
     arbiter_client_warm(l.client);
     arbiter_client_warm(l.client);
     ask(&l, 1, &get);
@@ -161,8 +177,8 @@ static void test_race(void **state)
     struct listener a, b;
 
     witness_run_start(&witness);
-    listen_to(&a, witness.address, "hosta", PATIENCE_NS);
-    listen_to(&b, witness.address, "hostb", PATIENCE_NS);
+    listen_to(&a, "hosta", PATIENCE_NS);
+    listen_to(&b, "hostb", PATIENCE_NS);
     ask(&a, 1, &start);
     ask(&a, 2, &pair);
     arbiter_client_ask(a.client, 3, &primary);
@@ -184,7 +200,7 @@ static void test_stopped_witness(void **state)
     uint64_t since;
 
     witness_run_start(&witness);
-    listen_to(&l, witness.address, "hosta", SHORT_NS);
+    listen_to(&l, "hosta", SHORT_NS);
     ask(&l, 1, &get);
     witness_run_signal(&witness, SIGSTOP);
     since = clock_now_ns();
@@ -209,7 +225,7 @@ static void test_superseded_request(void **state)
     struct listener l;
 
     witness_run_start(&witness);
-    listen_to(&l, witness.address, "hosta", PATIENCE_NS);
+    listen_to(&l, "hosta", PATIENCE_NS);
     arbiter_client_ask(l.client, 1, &start); /* before the connection is there: never sent */
     arbiter_client_ask(l.client, 2, &get);
     run_until(&l, 1);
@@ -230,7 +246,7 @@ static void test_restarted_witness(void **state)
     struct listener l;
 
     witness_run_start(&witness);
-    listen_to(&l, witness.address, "hosta", PATIENCE_NS);
+    listen_to(&l, "hosta", PATIENCE_NS);
     ask(&l, 1, &start);
     witness_run_signal(&witness, SIGKILL);
     (void)witness_run_wait(&witness);
@@ -255,7 +271,7 @@ static void test_unusable_addresses(void **state)
     assert_int_equal(
         arbiter_client_new(event, &config, NULL, "hosta", "", 1, on_answer, &l, &l.client),
         -EINVAL);
-    listen_to(&l, "not an address", "hosta", PATIENCE_NS);
+    listen_plain(&l, "not an address", PATIENCE_NS);
     ask(&l, 1, &get);
     assert_answer(&l, 0, &none);
     arbiter_client_warm(l.client);
@@ -264,7 +280,7 @@ static void test_unusable_addresses(void **state)
     run_until(&l, 2);
     assert_int_equal(l.id, 3);
     arbiter_client_close(l.client);
-    listen_to(&l, "127.0.0.1:1", "hosta", PATIENCE_NS); /* nobody listens */
+    listen_plain(&l, "127.0.0.1:1", PATIENCE_NS); /* nobody listens */
     ask(&l, 1, &get);
     assert_answer(&l, 0, &none);
     arbiter_client_close(l.client);
@@ -276,7 +292,7 @@ static void test_invalid_request(void **state)
     struct listener l;
 
     witness_run_start(&witness);
-    listen_to(&l, witness.address, "hosta", PATIENCE_NS);
+    listen_to(&l, "hosta", PATIENCE_NS);
     ask(&l, 1, &skips);
     assert_answer(&l, 0, &none);
     arbiter_client_ask(l.client, 2, &skips); /* its failure must not hit the next one */
@@ -290,7 +306,7 @@ static void test_calls_from_inside_the_answer(void **state)
     struct listener l;
 
     witness_run_start(&witness);
-    listen_to(&l, witness.address, "hosta", PATIENCE_NS);
+    listen_to(&l, "hosta", PATIENCE_NS);
     l.ask_inside = &get;
     arbiter_client_ask(l.client, 1, &get);
     run_until(&l, 2);
@@ -301,16 +317,16 @@ static void test_calls_from_inside_the_answer(void **state)
     run_until(&l, 3);
     assert_null(l.client);
 
-    listen_to(&l, "127.0.0.1:1", "hosta", PATIENCE_NS);
+    listen_plain(&l, "127.0.0.1:1", PATIENCE_NS);
     l.close_inside = true; /* inside a broken connection */
     arbiter_client_ask(l.client, 1, &get);
     run_until(&l, 1);
     witness_run_signal(&witness, SIGSTOP);
-    listen_to(&l, witness.address, "hosta", SHORT_NS);
+    listen_to(&l, "hosta", SHORT_NS);
     l.close_inside = true; /* inside a time-out */
     arbiter_client_ask(l.client, 1, &get);
     run_until(&l, 1);
-    listen_to(&l, "nonsense", "hosta", PATIENCE_NS);
+    listen_plain(&l, "nonsense", PATIENCE_NS);
     l.close_inside = true; /* inside a failure to connect */
     arbiter_client_ask(l.client, 1, &get);
     run_until(&l, 1);
@@ -326,13 +342,15 @@ static void test_ask_once(void **state)
 
     strcpy(request.vm, "web");
     witness_run_start(&witness);
-    config = witness_config(witness.address);
-    assert_int_equal(arbiter_ask_once(&config, NULL, "hosta", &request, PATIENCE_NS, &reply, &err),
+    config = witness.config;
+    assert_int_equal(arbiter_ask_once(&config, witness_run_tls(&witness, "hosta"), "hosta",
+                                      &request, PATIENCE_NS, &reply, &err),
                      0);
     assert_int_equal(reply.status, WIRE_ARB_DONE);
     assert_true(arb_record_equal(&reply.current, &solo_a));
     witness_run_signal(&witness, SIGSTOP);
-    assert_int_equal(arbiter_ask_once(&config, NULL, "hosta", &request, SHORT_NS, &reply, &err),
+    assert_int_equal(arbiter_ask_once(&config, witness_run_tls(&witness, "hosta"), "hosta",
+                                      &request, SHORT_NS, &reply, &err),
                      -ECOMM);
     assert_non_null(strstr(err.text, "no answer within 150 ms"));
 }
@@ -421,7 +439,7 @@ static void test_impossible_answers(void **state)
     struct listener l;
 
     liar_start(&liar);
-    listen_to(&l, liar.address, "hosta", PATIENCE_NS);
+    listen_plain(&l, liar.address, PATIENCE_NS);
     for (size_t i = 0; i < N_OF(cases); i++) {
         liar.reply = (struct wire_msg){.type = WIRE_ARB_REPLY, .u.arb_reply = cases[i].reply};
         ask(&l, i, cases[i].request);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "witness_run.h"
 
-#include <dirent.h>
 #include <fcntl.h>
+#include <ftw.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -14,9 +14,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "capture.h"
+#include "io/arbiter_client.h"
+#include "io/clock.h"
 #include "unit.h"
 
-enum { READY_MS = 20000 };
+enum { READY_MS = 20000, POLL_MS = 2 };
+
+#define PATIENCE_NS (20 * NS_PER_S)
 
 struct arbiter_config witness_config(const char *address)
 {
@@ -27,11 +32,96 @@ struct arbiter_config witness_config(const char *address)
     return config;
 }
 
+static struct identity *load_identity(const struct witness_run *w, const char *name)
+{
+    struct identity *identity = NULL;
+    struct err err = {""};
+    char path[128];
+
+    (void)snprintf(path, sizeof(path), "%s/%s", w->dir, name);
+    if (identity_load(path, true, &identity, &err) < 0)
+        fail_msg("%s", err.text);
+    return identity;
+}
+
 void witness_run_init(struct witness_run *w, const char *program)
 {
+    struct identity *identity;
+
     *w = (struct witness_run){.program = program, .dir = "/tmp/us-witness-XXXXXX"};
     assert_non_null(mkdtemp(w->dir));
-    strcpy(w->address, "127.0.0.1:0");
+    w->config = witness_config("127.0.0.1:0");
+    identity = load_identity(w, "host.key");
+    w->config.key = *identity_public(identity);
+    identity_free(identity);
+}
+
+struct identity *witness_run_identity(const struct witness_run *w)
+{
+    struct identity *identity = load_identity(w, "new.key");
+    char path[128];
+
+    (void)snprintf(path, sizeof(path), "%s/new.key", w->dir);
+    assert_int_equal(unlink(path), 0);
+    return identity;
+}
+
+int witness_run_command(struct witness_run *w, const char *command, char *ret_text, size_t n_text)
+{
+    char line[512];
+
+    (void)snprintf(line, sizeof(line), "'%s' --state '%s' %s 2>&1", w->program, w->dir, command);
+    return capture(line, ret_text, n_text);
+}
+
+void witness_run_allow(struct witness_run *w, const char *name, const char *group,
+                       const struct public_key *key)
+{
+    char text[PUBLIC_KEY_TEXT], command[256], said[256];
+
+    public_key_format(key, text);
+    (void)snprintf(command, sizeof(command), "allow %s %s --group %s", name, text, group);
+    if (witness_run_command(w, command, said, sizeof(said)) != 0)
+        fail_msg("%s", said);
+}
+
+/* The running witness sees a change of its files by and by. */
+static void wait_allowed(struct witness_run *w, const struct witness_host *host)
+{
+    const struct wire_arb_request get = {.op = WIRE_ARB_GET, .vm = "nothing"};
+    uint64_t end = clock_now_ns() + PATIENCE_NS;
+    struct wire_arb_reply reply;
+    struct err err = {""};
+
+    while (arbiter_ask_once(&w->config, host->tls, host->name, &get, PATIENCE_NS, &reply, &err) <
+           0) {
+        if (clock_now_ns() > end)
+            fail_msg("%s", err.text);
+        (void)poll(NULL, 0, POLL_MS);
+    }
+}
+
+const struct witness_host *witness_run_host(struct witness_run *w, const char *name)
+{
+    struct witness_host *host = w->host;
+
+    while (host < w->host + w->n_hosts && strcmp(host->name, name) != 0)
+        host++;
+    if (host < w->host + w->n_hosts)
+        return host;
+    assert_true(++w->n_hosts <= WITNESS_RUN_HOSTS);
+    strcpy(host->name, name);
+    host->identity = witness_run_identity(w);
+    assert_int_equal(tls_context_new(host->identity, &host->tls, NULL), 0);
+    witness_run_allow(w, name, "default", identity_public(host->identity));
+    if (w->pid > 0)
+        wait_allowed(w, host);
+    return host;
+}
+
+struct tls_context *witness_run_tls(struct witness_run *w, const char *name)
+{
+    return witness_run_host(w, name)->tls;
 }
 
 /* Listens where the witness reports that it is ready; the kernel chooses the (abstract) name. */
@@ -60,7 +150,7 @@ static void spawn(struct witness_run *w, const char *notify, int stderr_fd)
     setenv("NOTIFY_SOCKET", notify, 1);
     unsetenv("JOURNAL_STREAM");
     dup2(stderr_fd, STDERR_FILENO);
-    execl(w->program, w->program, "--listen", w->address, "--state", w->dir, NULL);
+    execl(w->program, w->program, "--listen", w->config.address, "--state", w->dir, NULL);
     _exit(127);
 }
 
@@ -80,7 +170,7 @@ void witness_run_start(struct witness_run *w)
     close(notify);
     listening = strstr(text, "Listening on ");
     assert_non_null(listening);
-    assert_int_equal(sscanf(listening, "Listening on %63s", w->address), 1);
+    assert_int_equal(sscanf(listening, "Listening on %63s", w->config.address), 1);
 }
 
 int witness_run_refused(struct witness_run *w, char *ret_text, size_t n_text)
@@ -115,20 +205,20 @@ int witness_run_wait(struct witness_run *w)
     return status;
 }
 
+static int remove_entry(const char *path, const struct stat *st, int type, struct FTW *at)
+{
+    return remove(path);
+}
+
 void witness_run_done(struct witness_run *w)
 {
-    DIR *dir = opendir(w->dir);
-    struct dirent *entry;
-
     if (w->pid > 0) {
         witness_run_signal(w, SIGKILL);
         (void)witness_run_wait(w);
     }
-    assert_non_null(dir);
-    while ((entry = readdir(dir)) != NULL) {
-        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
-            (void)unlinkat(dirfd(dir), entry->d_name, 0); /* or rmdir() fails */
+    for (int i = 0; i < w->n_hosts; i++) {
+        tls_context_free(w->host[i].tls);
+        identity_free(w->host[i].identity);
     }
-    closedir(dir);
-    assert_int_equal(rmdir(w->dir), 0);
+    assert_int_equal(nftw(w->dir, remove_entry, 8, FTW_DEPTH | FTW_PHYS), 0);
 }

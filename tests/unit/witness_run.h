@@ -6,16 +6,29 @@
 #include <sys/types.h>
 
 #include "io/config.h"
+#include "io/tls.h"
+
+enum { WITNESS_RUN_HOSTS = 8 };
+
+/* A host that may talk to the witness. */
+struct witness_host {
+    char name[HOST_NAME_BYTES];
+    struct identity *identity;
+    struct tls_context *tls;
+};
 
 /* A real witness in a process of its own, with a directory of its own, on loopback. */
 struct witness_run {
     const char *program;
-    char dir[64];     /* made by witness_run_init(), removed by witness_run_done() */
-    char address[64]; /* chosen at the first start, kept at later ones */
-    pid_t pid;        /* 0: not running */
+    char dir[64];                 /* made by witness_run_init(), removed by witness_run_done() */
+    struct arbiter_config config; /* its key, and its address: chosen at the first start, kept at
+                                   * later ones */
+    pid_t pid;                    /* 0: not running */
+    int n_hosts;
+    struct witness_host host[WITNESS_RUN_HOSTS];
 };
 
-/* The configuration of a client of the witness there. */
+/* The witness at that address, whose key does not matter. */
 struct arbiter_config witness_config(const char *address);
 
 /* All of these fail the test that calls them when something is wrong. */
@@ -27,6 +40,21 @@ void witness_run_start(struct witness_run *w);
 /* Starts it where it is expected to refuse: waits for its end, returns its exit status and fills in
  * what it said. */
 int witness_run_refused(struct witness_run *w, char *ret_text, size_t n_text);
+
+/* Runs a sub-command, such as "forbid hosta": returns its exit status, fills in what it said. */
+int witness_run_command(struct witness_run *w, const char *command, char *ret_text, size_t n_text);
+
+/* A host of the group "default" by its name, with a key of its own, allowed at the first call;
+ * when the witness runs, it knows of it then. Borrowed. */
+const struct witness_host *witness_run_host(struct witness_run *w, const char *name);
+struct tls_context *witness_run_tls(struct witness_run *w, const char *name); /* likewise */
+
+/* Allows a host with a key made elsewhere. */
+void witness_run_allow(struct witness_run *w, const char *name, const char *group,
+                       const struct public_key *key);
+
+/* A new key, by way of a file that is gone again. The caller owns it. */
+struct identity *witness_run_identity(const struct witness_run *w);
 
 /* Sends it a signal; where that ends it, witness_run_wait() returns its status as waitpid() does.
  */

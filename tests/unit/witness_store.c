@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <ftw.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -65,31 +65,38 @@ int renameat(int from_dir, const char *from, int to_dir, const char *to)
     return (int)syscall(SYS_renameat, from_dir, from, to_dir, to);
 }
 
+int mkdirat(int parent, const char *name, mode_t mode)
+{
+    return failing() ? -1 : (int)syscall(SYS_mkdirat, parent, name, mode);
+}
+
 static const struct arb_record none;
 static const struct arb_record solo = {1, ARB_SOLO, "hosta", ""};
 static const struct arb_record paired = {2, ARB_PAIRED, "hosta", "hostb"};
 
+static const struct store_asker hosta = {"pair", "hosta"}, hostb = {"pair", "hostb"};
+static const struct store_asker other = {"other", "hosta"};
+
 static char dir[] = "/tmp/us-store-XXXXXX";
 
+/* Of a register in the group "pair". */
 static const char *path(const char *name)
 {
     static char text[512];
 
-    (void)snprintf(text, sizeof(text), "%s/%s", dir, name);
+    (void)snprintf(text, sizeof(text), "%s/pair/%s", dir, name);
     return text;
+}
+
+static int remove_entry(const char *name, const struct stat *st, int type, struct FTW *at)
+{
+    return remove(name);
 }
 
 static void empty_dir(void)
 {
-    DIR *d = opendir(dir);
-    struct dirent *entry;
-
-    assert_non_null(d);
-    while ((entry = readdir(d)) != NULL) {
-        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
-            assert_int_equal(remove(path(entry->d_name)), 0);
-    }
-    closedir(d);
+    assert_int_equal(nftw(dir, remove_entry, 8, FTW_DEPTH | FTW_PHYS), 0);
+    assert_int_equal(mkdir(dir, 0700), 0);
 }
 
 static int setup(void **state)
@@ -119,16 +126,23 @@ static struct store *open_store(void)
     return store;
 }
 
-static struct wire_arb_reply apply(struct store *store, uint8_t op, const char *vm,
-                                   const struct arb_record *expected,
-                                   const struct arb_record *wanted)
+static struct wire_arb_reply apply_as(struct store *store, const struct store_asker *asker,
+                                      uint8_t op, const char *vm, const struct arb_record *expected,
+                                      const struct arb_record *wanted)
 {
     struct wire_arb_request request = {.op = op, .expected = *expected, .wanted = *wanted};
     struct wire_arb_reply reply;
 
     strcpy(request.vm, vm);
-    assert_int_equal(store_apply(store, &request, &reply, NULL), 0);
+    assert_int_equal(store_apply(store, asker, &request, &reply, NULL), 0);
     return reply;
+}
+
+static struct wire_arb_reply apply(struct store *store, uint8_t op, const char *vm,
+                                   const struct arb_record *expected,
+                                   const struct arb_record *wanted)
+{
+    return apply_as(store, &hosta, op, vm, expected, wanted);
 }
 
 static void assert_holds(const char *vm, const struct arb_record *record)
@@ -183,7 +197,10 @@ static size_t read_file(const char *name, uint8_t *out, size_t n)
 
 static void write_file(const char *name, const uint8_t *bytes, size_t n)
 {
-    int fd = open(path(name), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    int fd;
+
+    (void)mkdir(path(""), 0700); /* the group; it may be there */
+    fd = open(path(name), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 
     assert_true(fd >= 0);
     assert_int_equal(syscall(SYS_write, fd, bytes, n), n);
@@ -252,7 +269,7 @@ static void test_damage_while_open_ends_the_store(void **state)
     put_solo();
     store = open_store();
     write_file("web", golden_register, 100);
-    assert_int_equal(store_apply(store, &get, &reply, &err), -ENOTRECOVERABLE);
+    assert_int_equal(store_apply(store, &hosta, &get, &reply, &err), -ENOTRECOVERABLE);
     assert_non_null(strstr(err.text, "web: "));
     store_close(store);
 }
@@ -303,7 +320,7 @@ static void run_faults(enum fault how)
         disk.calls = 0;
         disk.fail_at = n;
         disk.how = how;
-        r = store_apply(store, &swap, &reply, NULL);
+        r = store_apply(store, &hosta, &swap, &reply, NULL);
         disk.fail_at = 0;
         if (disk.calls < n) { /* nothing failed any more */
             assert_int_equal(r, 0);
@@ -351,7 +368,10 @@ static void test_failing_sync_at_opening(void **state)
     disk.fail_at = 1; /* of the file: what it shows may not be on the disk */
     assert_open_fails(-EIO, "web");
     disk.calls = 0;
-    disk.fail_at = 2; /* of the directory */
+    disk.fail_at = 2; /* of the group's directory */
+    assert_open_fails(-EIO, "pair: sync");
+    disk.calls = 0;
+    disk.fail_at = 3; /* of the directory of groups */
     assert_open_fails(-EIO, "sync");
     disk.fail_at = 0;
     assert_holds("web", &solo);
@@ -375,6 +395,115 @@ static void test_number_of_vms_is_bounded(void **state)
     store_close(store);
 }
 
+/* The first swap of a group makes its directory: each step of that fails too. */
+static void test_first_swap_of_a_group(void **state)
+{
+    static const int fatal[] = {2, 6}; /* syncs of directories: of all groups', of the group's */
+    struct wire_arb_request swap = {
+        .op = WIRE_ARB_CAS, .vm = "web", .expected = none, .wanted = solo};
+    struct wire_arb_reply reply;
+    struct store *store;
+
+    for (int n = 1; n <= 6; n++) {
+        bool ends = n == fatal[0] || n == fatal[1];
+
+        empty_dir();
+        store = open_store();
+        disk.calls = 0;
+        disk.fail_at = n;
+        assert_int_equal(store_apply(store, &hosta, &swap, &reply, NULL),
+                         ends ? -ENOTRECOVERABLE : 0);
+        if (!ends)
+            assert_int_equal(reply.status, WIRE_ARB_ERROR);
+        disk.fail_at = 0;
+        if (!ends)
+            assert_int_equal(apply(store, WIRE_ARB_CAS, "web", &none, &solo).status, WIRE_ARB_DONE);
+        store_close(store);
+        assert_holds("web", n == fatal[0] ? &none : &solo);
+    }
+}
+
+static void test_groups_are_strangers(void **state)
+{
+    struct wire_arb_registers registers;
+    struct wire_arb_reply reply;
+    struct store *store;
+
+    put_solo();
+    store = open_store();
+    reply = apply_as(store, &other, WIRE_ARB_GET, "web", &none, &none);
+    assert_true(arb_record_equal(&reply.current, &none));
+    reply = apply_as(store, &other, WIRE_ARB_CAS, "web", &solo, &paired);
+    assert_int_equal(reply.status, WIRE_ARB_CONFLICT);
+    assert_true(arb_record_equal(&reply.current, &none));
+    assert_int_equal(store_list(store, other.group, "", &registers, NULL), 0);
+    assert_int_equal(registers.n, 0);
+    reply = apply_as(store, &other, WIRE_ARB_CAS, "web", &none, &solo);
+    assert_int_equal(reply.status, WIRE_ARB_DONE);
+    assert_int_equal(apply(store, WIRE_ARB_CAS, "web", &solo, &paired).status, WIRE_ARB_DONE);
+    reply = apply_as(store, &other, WIRE_ARB_GET, "web", &none, &none);
+    assert_true(arb_record_equal(&reply.current, &solo));
+    store_close(store);
+    assert_holds("web", &paired);
+}
+
+/* What the rules do not let a host change stays; what has changed meanwhile is a conflict first. */
+static void test_swaps_of_others_are_refused(void **state)
+{
+    static const struct arb_record stopped = {2, ARB_SOLO, "", ""};
+    struct wire_arb_reply reply;
+    struct store *store;
+
+    put_solo();
+    store = open_store();
+    reply = apply_as(store, &hostb, WIRE_ARB_CAS, "web", &solo, &paired);
+    assert_int_equal(reply.status, WIRE_ARB_REFUSED);
+    assert_true(arb_record_equal(&reply.current, &solo));
+    reply = apply_as(store, &hostb, WIRE_ARB_CAS, "web", &solo, &stopped);
+    assert_int_equal(reply.status, WIRE_ARB_REFUSED);
+    reply = apply_as(store, &hostb, WIRE_ARB_CAS, "db", &none, &solo);
+    assert_int_equal(reply.status, WIRE_ARB_REFUSED);
+    assert_int_equal(apply(store, WIRE_ARB_CAS, "web", &solo, &paired).status, WIRE_ARB_DONE);
+    reply = apply_as(store, &hostb, WIRE_ARB_CAS, "web", &solo, &stopped);
+    assert_int_equal(reply.status, WIRE_ARB_CONFLICT);
+    assert_true(arb_record_equal(&reply.current, &paired));
+    store_close(store);
+    assert_holds("web", &paired);
+    assert_holds("db", &none);
+}
+
+static void test_list(void **state)
+{
+    enum { N = 2 * WIRE_ARB_REGISTERS_PER_MSG };
+    struct wire_arb_registers registers;
+    char vm[WIRE_NAME_BYTES], after[WIRE_NAME_BYTES] = "";
+    struct store *store = open_store();
+    int told = 0;
+
+    disk.no_sync = true;
+    for (int i = 0; i < N; i++) {
+        (void)snprintf(vm, sizeof(vm), "vm-%03d", (i * 37) % N); /* in any order */
+        assert_int_equal(apply(store, WIRE_ARB_CAS, vm, &none, &solo).status, WIRE_ARB_DONE);
+        write_file("README.txt", golden_register, 3);
+    }
+    do {
+        assert_int_equal(store_list(store, hosta.group, after, &registers, NULL), 0);
+        assert_int_equal(registers.n, WIRE_ARB_REGISTERS_PER_MSG);
+        for (uint32_t i = 0; i < registers.n; i++) {
+            (void)snprintf(vm, sizeof(vm), "vm-%03d", told++);
+            assert_string_equal(registers.entry[i].vm, vm);
+            assert_true(arb_record_equal(&registers.entry[i].record, &solo));
+        }
+        strcpy(after, vm);
+        assert_int_equal(registers.more, told < N);
+    } while (registers.more);
+    assert_int_equal(store_list(store, hosta.group, after, &registers, NULL), 0);
+    assert_int_equal(registers.n, 0);
+    write_file("vm-000", golden_register, 100);
+    assert_int_equal(store_list(store, hosta.group, "", &registers, NULL), -EBADMSG);
+    store_close(store);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -389,6 +518,10 @@ int main(void)
         cmocka_unit_test_teardown(test_short_write, clean),
         cmocka_unit_test_teardown(test_rename_that_lies, clean),
         cmocka_unit_test_teardown(test_failing_sync_at_opening, clean),
+        cmocka_unit_test_teardown(test_first_swap_of_a_group, clean),
+        cmocka_unit_test_teardown(test_groups_are_strangers, clean),
+        cmocka_unit_test_teardown(test_swaps_of_others_are_refused, clean),
+        cmocka_unit_test_teardown(test_list, clean),
         cmocka_unit_test_teardown(test_number_of_vms_is_bounded, clean),
     };
 
