@@ -12,12 +12,16 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/fault.h"
 #include "io/log.h"
+#include "io/user.h"
 
 enum { LEFTOVER_WAIT_MS = 5000 };
+
+#define NICS_DIR "nics" /* in the VM's directory: where the hypervisor binds its sockets */
 
 /* The driver's callbacks go to whatever role is in charge now. */
 
@@ -90,11 +94,25 @@ static int open_lock(struct body *b, struct err *err)
     return 0;
 }
 
+/* Gives a file to the hypervisor's user. */
+static int give(const struct body *b, const char *path, struct err *err)
+{
+    return lchown(path, b->uid, b->gid) < 0 ? err_sys(err, -errno, "%s: chown", path) : 0;
+}
+
+/* The hypervisor may go into the VM's directory, through a descriptor that only it has, and make
+ * sockets in a directory of its own there. The rest is ours. */
 static int make_own_dir(const struct body *b, struct err *err)
 {
-    if (FAULTY("body.make-dir", mkdir(b->own_dir, 0700)) < 0 && errno != EEXIST)
+    char nics[VM_PROCESS_PATH_MAX + 8];
+
+    (void)snprintf(nics, sizeof(nics), "%s/" NICS_DIR, b->own_dir);
+    if ((FAULTY("body.make-dir", mkdir(b->own_dir, 0711)) < 0 && errno != EEXIST) ||
+        chmod(b->own_dir, 0711) < 0)
         return err_sys(err, -errno, "%s", b->own_dir);
-    return 0;
+    if (mkdir(nics, 0700) < 0 && errno != EEXIST)
+        return err_sys(err, -errno, "%s", nics);
+    return give(b, nics, err);
 }
 
 /* A guard that crashed left its hypervisor behind: mute, since nobody moved its frames, but with
@@ -131,7 +149,8 @@ static int make_ram(struct body *b, struct err *err)
     b->ram_fd = open(b->ram_path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (b->ram_fd < 0)
         return err_sys(err, -errno, "%s", b->ram_path);
-    if (FAULTY("body.size-memory", ftruncate(b->ram_fd, (off_t)b->spec.memory_bytes)) < 0)
+    if (fchown(b->ram_fd, b->uid, b->gid) < 0 ||
+        FAULTY("body.size-memory", ftruncate(b->ram_fd, (off_t)b->spec.memory_bytes)) < 0)
         return err_sys(err, -errno, "%s", b->ram_path);
     return map_ram(b, err);
 }
@@ -151,11 +170,11 @@ static int find_ram(struct body *b, struct err *err)
     return map_ram(b, err);
 }
 
-/* One end of a NIC's datagram path: .../NAME/nicN.WHICH. */
-static int socket_path(const struct body *b, uint32_t nic, const char *which,
+/* One end of a NIC's datagram path, in the VM's directory. */
+static int socket_path(const struct body *b, uint32_t nic, const char *form,
                        char ret_path[static 108], struct err *err)
 {
-    int n = snprintf(ret_path, 108, "%s/nic%u.%s", b->own_dir, nic, which);
+    int n = snprintf(ret_path, 108, form, b->own_dir, nic);
 
     if (n < 0 || n >= 108)
         return err_set(err, -ENAMETOOLONG,
@@ -177,17 +196,28 @@ static int open_ports(struct body *b, struct hyp_nic_paths *paths, struct err *e
             .guard_path = paths[i].guard_path,
         };
 
-        if ((r = socket_path(b, i, "hyp", paths[i].hyp_path, err)) < 0 ||
-            (r = socket_path(b, i, "guard", paths[i].guard_path, err)) < 0)
+        if ((r = socket_path(b, i, "%s/" NICS_DIR "/nic%u", paths[i].hyp_path, err)) < 0 ||
+            (r = socket_path(b, i, "%s/nic%u", paths[i].guard_path, err)) < 0)
             return r;
         memcpy(config.mac, b->spec.nics[i].mac, sizeof(config.mac));
         r = netport_open(&config, &b->ports[i], err);
+        if (r == 0)
+            r = give(b, paths[i].guard_path, err);
         if (r < 0) {
             err_prefix(err, "nics[%u]", i);
             return r;
         }
     }
     return 0;
+}
+
+static int open_disks(struct body *b, enum disks_use use, struct err *err)
+{
+    int r = disks_open(b->config, &b->spec, b->own_dir, use, b->event, &b->disks, err);
+
+    for (uint32_t i = 0; r >= 0 && b->disks && i < b->disks->n; i++)
+        r = give(b, b->disks->sockets[i], err);
+    return r < 0 ? r : 0;
 }
 
 static void fill_launch(struct body *b, struct hyp_nic_paths *paths, struct hyp_launch *ret_launch)
@@ -197,6 +227,8 @@ static void fill_launch(struct body *b, struct hyp_nic_paths *paths, struct hyp_
         .run_dir = b->own_dir,
         .ram_path = b->ram_path,
         .emulator = b->config->emulator,
+        .uid = b->uid,
+        .gid = b->gid,
         .nics = paths,
         .disk_sockets = b->disks ? b->disks->socket_list : NULL,
         .event = b->event,
@@ -243,7 +275,11 @@ static int body_new(const struct host_config *config, const struct vm_spec *spec
     b->user = user;
     vm_process_dir(config, spec->name, b->own_dir);
     vm_process_ram(config, spec->name, b->ram_path);
-    r = open_lock(b, err);
+    r = user_lookup(config->emulator_user, &b->uid, &b->gid, err);
+    if (r < 0)
+        err_prefix(err, "emulator_user");
+    else
+        r = open_lock(b, err);
     if (r < 0)
         free(b);
     else
@@ -266,8 +302,7 @@ int body_open(const struct host_config *config, const struct vm_spec *spec,
     kill_leftover(b);
     if ((r = make_own_dir(b, err)) == 0 && (r = make_ram(b, err)) == 0 &&
         (r = open_ports(b, paths, err)) == 0 &&
-        (r = disks_open(config, spec, b->own_dir, incoming ? DISKS_STANDBY : DISKS_START, event,
-                        &b->disks, err)) >= 0) {
+        (r = open_disks(b, incoming ? DISKS_STANDBY : DISKS_START, err)) == 0) {
         fill_launch(b, paths, &launch);
         launch.incoming = incoming;
         fault_point("body.launch");
@@ -299,7 +334,7 @@ int body_attach(const struct host_config *config, const struct vm_spec *spec,
     if (r < 0)
         err_set(err, r, "%s has no hypervisor on this host", spec->name);
     if (r == 0 && (r = find_ram(b, err)) == 0 && (r = open_ports(b, paths, err)) == 0 &&
-        (r = disks_open(config, spec, b->own_dir, DISKS_GO_ON, event, &b->disks, err)) >= 0) {
+        (r = open_disks(b, DISKS_GO_ON, err)) == 0) {
         fill_launch(b, paths, &launch);
         fault_point("body.attach");
         r = ops->attach(&launch, pid, &b->vm, ret_running, err);
@@ -312,17 +347,26 @@ int body_attach(const struct host_config *config, const struct vm_spec *spec,
     return 0;
 }
 
-/* What is left there is the hypervisor's log; its last words were quoted when it died. */
-static void remove_own_dir(const struct body *b)
+static void remove_dir(const char *path)
 {
     struct dirent *entry;
-    DIR *dir = opendir(b->own_dir);
+    DIR *dir = opendir(path);
 
     while (dir && (entry = readdir(dir)))
         (void)unlinkat(dirfd(dir), entry->d_name, 0);
     if (dir)
         closedir(dir);
-    (void)rmdir(b->own_dir);
+    (void)rmdir(path);
+}
+
+/* What is left there is the hypervisor's log; its last words were quoted when it died. */
+static void remove_own_dir(const struct body *b)
+{
+    char nics[VM_PROCESS_PATH_MAX + 8];
+
+    (void)snprintf(nics, sizeof(nics), "%s/" NICS_DIR, b->own_dir);
+    remove_dir(nics);
+    remove_dir(b->own_dir);
 }
 
 void body_close(struct body *b)

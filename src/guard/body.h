@@ -26,7 +26,9 @@ struct body {
     uint64_t n_pages;
     struct netport *ports[VM_NICS_MAX]; /* spec.n_nics of them */
     struct disks *disks;                /* NULL: the VM has none */
-    int lock_fd;                        /* locked file: one process per VM and host */
+    uid_t uid;                          /* whom the hypervisor runs as */
+    gid_t gid;
+    int lock_fd; /* locked file: one process per VM and host */
 
     /* Of the role in charge; may be changed at any time outside of callbacks. Borrowed. */
     const struct hyp_callbacks *callbacks;

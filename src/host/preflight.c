@@ -17,6 +17,7 @@
 #include <sys/vfs.h>
 
 #include "base/cleanup.h"
+#include "io/user.h"
 
 #define MIB (UINT64_C(1) << 20)
 
@@ -139,6 +140,23 @@ static void check_memory(const struct vm_spec *spec, const struct host_config *c
                 available / MIB, want / MIB, (uint64_t)(MEMORY_SPARE_BYTES / MIB));
 }
 
+static void check_user(const struct host_config *config, struct preflight *p)
+{
+    const char *user = config->emulator_user;
+    struct err err;
+    uid_t uid;
+    gid_t gid;
+    int r = user_lookup(user, &uid, &gid, &err);
+
+    if (r == -ENOENT)
+        problem(p,
+                "emulator_user: %s (useradd --system --no-create-home "
+                "--shell /usr/sbin/nologin %s; or another one in understudy.yaml)",
+                err.text, user);
+    else if (r < 0)
+        problem(p, "emulator_user: %s", err.text);
+}
+
 /* A peer's definition names files that this host is to open, make and overwrite. */
 static void check_disks(const struct vm_spec *spec, const struct host_config *config,
                         struct preflight *p)
@@ -173,6 +191,7 @@ void preflight_check(struct vm_spec *spec, const struct host_config *config,
     check_bridges(spec, ret_preflight);
     check_memory(spec, config, ret_preflight);
     check_paths(spec, config, ret_preflight);
+    check_user(config, ret_preflight);
     if (hyp->preflight(spec, config->emulator, &err) < 0)
         problem(ret_preflight, "%s", err.text);
 }

@@ -87,7 +87,8 @@ struct hyp_launch {
                            * borrowed */
     const char *ram_path; /* RAM file of spec->memory_bytes; exists; borrowed */
     const char *emulator; /* program to run, e.g. qemu-system-x86_64; borrowed */
-    uid_t uid;            /* whom it runs as; the files above are given to it */
+    uid_t uid; /* whom it runs as, in a sandbox; the caller has given it the RAM file and the
+                * sockets below, and the directory where it binds one */
     gid_t gid;
     const struct hyp_nic_paths *nics; /* spec->n_nics entries; borrowed */
     const char *const *disk_sockets;  /* NBD servers' sockets, served already, spec->n_disks

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -19,19 +20,14 @@ void vm_process_ram(const struct host_config *config, const char *vm, char *out)
     (void)snprintf(out, VM_PROCESS_PATH_MAX, "%s/%s.ram", config->memory_dir, vm);
 }
 
-static bool has_argument(pid_t pid, const char *text)
+static bool has_memory(pid_t pid, const char *ram_path)
 {
-    char path[32], args[16384]; /* the RAM file is among the first few */
-    FILE *file;
-    size_t n;
+    struct stat theirs, ours;
+    char path[48];
 
-    (void)snprintf(path, sizeof(path), "/proc/%d/cmdline", (int)pid);
-    file = fopen(path, "re");
-    if (!file)
-        return false;
-    n = fread(args, 1, sizeof(args), file);
-    (void)fclose(file); /* only read */
-    return memmem(args, n, text, strlen(text)) != NULL;
+    (void)snprintf(path, sizeof(path), "/proc/%d/fd/%d", (int)pid, VM_RAM_FD);
+    return stat(path, &theirs) == 0 && stat(ram_path, &ours) == 0 && theirs.st_dev == ours.st_dev &&
+           theirs.st_ino == ours.st_ino;
 }
 
 int vm_process_open(pid_t pid, const char *ram_path, int *ret_pidfd)
@@ -44,7 +40,7 @@ int vm_process_open(pid_t pid, const char *ram_path, int *ret_pidfd)
     if (pidfd < 0)
         return -ESRCH;
     /* Looked at only now: the descriptor holds on to the process that has the pid. */
-    if (!has_argument(pid, ram_path))
+    if (!has_memory(pid, ram_path))
         return -ESRCH;
     *ret_pidfd = take_fd(&pidfd);
     return 0;

@@ -12,15 +12,18 @@
 
 #define VM_PID_FILE "hypervisor.pid" /* in the VM's directory; written before it runs */
 
-enum { VM_PROCESS_PATH_MAX = VM_PATH_MAX + 80 };
+enum {
+    VM_PROCESS_PATH_MAX = VM_PATH_MAX + 80,
+    VM_RAM_FD = 4, /* the hypervisor's descriptor of its RAM file, by which it is known */
+};
 
 /* The VM's directory, for the hypervisor's sockets, log and pid; its RAM file. `out` has room for
  * VM_PROCESS_PATH_MAX bytes. */
 void vm_process_dir(const struct host_config *config, const char *vm, char *out);
 void vm_process_ram(const struct host_config *config, const char *vm, char *out);
 
-/* Opens a process that has `ram_path` among its arguments: pids are used again. The descriptor (a
- * pidfd) is the caller's. -ESRCH: there is no such process. Does not block. */
+/* Opens a process whose descriptor VM_RAM_FD is the file `ram_path`: pids are used again. The
+ * result (a pidfd) is the caller's. -ESRCH: there is no such process. Does not block. */
 int vm_process_open(pid_t pid, const char *ram_path, int *ret_pidfd) US_MUST_CHECK;
 
 /* Finds the hypervisor that was last launched for a VM on this host, if it lives, as

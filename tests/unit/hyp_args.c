@@ -64,11 +64,14 @@ static void builds_a_primary(void **state)
     assert_string_equal(
         joined(&args),
         "qemu-system-x86_64 -nodefaults -no-user-config -display none "
+        "-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny "
         "-name guest=web,debug-threads=off "
-        "-machine pc-i440fx-7.2,memory-backend=ram0,suppress-vmdesc=on,accel=tcg -smp 2 -m 256M "
-        "-object memory-backend-file,id=ram0,mem-path=/dev/shm/web,,1,share=on,size=256M "
+        "-machine "
+        "pc-i440fx-7.2,memory-backend=ram0,suppress-vmdesc=on,dump-guest-core=off,accel=tcg -smp 2 "
+        "-m 256M "
+        "-object memory-backend-file,id=ram0,mem-path=/proc/self/fd/4,share=on,size=256M "
         "-global PIIX4_PM.acpi-pci-hotplug-with-bridge-support=off "
-        "-kernel /boot/vmlinuz -append quiet "
+        "-kernel /proc/self/fd/6 -append quiet "
         "-netdev dgram,id=net0,local.type=unix,local.path=/run/a,,b/nic0.hyp,"
         "remote.type=unix,remote.path=/run/nic0 "
         "-device virtio-net-pci,id=nic0,netdev=net0,romfile=,mac=52:54:00:00:00:01 "
@@ -125,7 +128,8 @@ static void gives_the_disks(void **state)
         "config-wce=off,discard=on,write-zeroes=on,werror=report,rerror=report,"
         "cyls=2080,heads=16,secs=63 "
         "-blockdev driver=nbd,node-name=disk1,server.type=unix,"
-        "server.path=/run/x/disk1.sock,discard=unmap,reconnect-delay=31536000,read-only=on "
+        "server.path=/proc/self/fd/5/"
+        "disk1.sock,discard=unmap,reconnect-delay=31536000,read-only=on "
         "-device virtio-blk-pci,id=disk1,drive=disk1,num-queues=1,ioeventfd=off,write-cache=off,"
         "config-wce=off,discard=on,write-zeroes=on,werror=report,rerror=report,"
         "cyls=16383,heads=16,secs=63,serial=data1 "));

@@ -3,7 +3,7 @@
  * next one takes the VM in charge. The guest, hyp-guest.h's boot sector, counts in its memory and
  * on its disk, which each guard serves; it must notice nothing. Prints TAP.
  *
- *     hyp-attach EMULATOR MACHINE [GUARDS [SEED]]
+ *     hyp-attach EMULATOR MACHINE [GUARDS [SEED [USER]]]
  *
  * Needs root; works in a network namespace of its own, with a bridge br0. */
 #include <errno.h>
@@ -353,7 +353,7 @@ static void clean_up(void)
         fprintf(stderr, "cannot remove %s and %s\n", work_dir, shm_dir);
 }
 
-static void make_world(const char *emulator, const char *machine)
+static void make_world(const char *emulator, const char *machine, const char *user)
 {
     CLEANUP_FD int fd = -1;
     struct err err;
@@ -385,6 +385,7 @@ static void make_world(const char *emulator, const char *machine)
     if (fd < 0 || ftruncate(fd, DISK_BYTES) < 0 ||
         write(fd, hyp_boot_guest(PAGES), HYP_BOOT_BYTES) != HYP_BOOT_BYTES)
         bail_out("%s: %s", spec.disks[0].path, strerror(errno));
+    (void)snprintf(config.emulator_user, sizeof(config.emulator_user), "%s", user);
     must(hyp_qemu.preflight(&spec, emulator, &err), "preflight", &err);
 }
 
@@ -394,12 +395,12 @@ int main(int argc, char **argv)
     unsigned int seed = argc > 4 ? (unsigned int)atoi(argv[4]) : (unsigned int)time(NULL);
 
     if (argc < 3 || n < 2) {
-        fprintf(stderr, "usage: hyp-attach EMULATOR MACHINE [GUARDS [SEED]]\n");
+        fprintf(stderr, "usage: hyp-attach EMULATOR MACHINE [GUARDS [SEED [USER]]]\n");
         return 2;
     }
     printf("# seed %u\n", seed);
     srand(seed);
-    make_world(argv[1], argv[2]);
+    make_world(argv[1], argv[2], argc > 5 ? argv[5] : "64110:64110");
     loop_start();
     run_guards(n);
     kill_early();

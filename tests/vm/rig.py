@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ LEDGER_PORT = 7000
 KEEPER_PORT = 7001
 SCRIBE_PORT = 7002
 MODEL_PORT = 7003
+EMULATOR_USER = 64110  # as in tools/lab's configurations
 
 
 class Failure(Exception):
@@ -48,6 +50,15 @@ def wait_for(what, probe, seconds, interval=0.02):
         if time.monotonic() > end:
             raise Failure(f"waited {seconds} s in vain for {what}")
         time.sleep(interval)
+
+
+def open_to_all(path):
+    """Whether any user gets there."""
+    while path != "/":
+        if not os.stat(path).st_mode & 0o001:
+            return False
+        path = os.path.dirname(path)
+    return True
 
 
 class Ledger:
@@ -144,7 +155,8 @@ class Rig:
         self.env = dict(os.environ, LAB=self.name, LAB_DIR=self.dir, UNDERSTUDY_BIN=":".join(
             f"{BUILD}/{d}" for d in ("src/cli", "src/host", "src/witness", "src/guard", "src",
                                      "tools")))
-        self.config = config + (f"emulator: {emulator}\n" if emulator else "")
+        self.emulator = emulator
+        self.config = config
         self.faults = faults or {}  # by host: the order that its processes start with
         self.fault_files = {}
         self.daemons = {}
@@ -194,12 +206,22 @@ class Rig:
     def up(self):
         self.lab("down", check=False)
         self.lab("up")
+        if self.emulator:
+            self.config += f"emulator: {self.reachable_emulator()}\n"
         for host in self.hosts:
             with open(f"{self.dir}/{host}/understudy.yaml", "a", encoding="ascii") as config:
                 config.write(self.config)
         for host in ("witness", *self.hosts):
             self.start_daemon(host)
         self.lab("trust")
+
+    def reachable_emulator(self):
+        """The emulator, or a copy: a source tree may be in a private directory."""
+        folder, name = os.path.split(os.path.realpath(self.emulator))
+        if open_to_all(folder):
+            return self.emulator
+        shutil.copytree(folder, f"{self.dir}/emulator", symlinks=True, dirs_exist_ok=True)
+        return f"{self.dir}/emulator/{name}"
 
     def down(self):
         self.lab("down", check=False, timeout=120)
@@ -238,6 +260,9 @@ class Rig:
         """Writes a VM file. words: for the guest (tests/guest/init); interval, extra: lines of the
         section `protect`, lines at the end."""
         path = f"{self.dir}/{name}.yaml"
+        console = f"{self.dir}/{name}.console"
+        with open(console, "a", encoding="ascii"):
+            os.chown(console, EMULATOR_USER, EMULATOR_USER)
         nic_lines = "".join(f"  - mac: 52:54:00:75:73:{i + 1:02x}\n    bridge: br0\n"
                             for i in range(nics))
         ips = " ".join(f"us.ip{i or ''}=10.78.{i}.10/24" for i in range(nics))
@@ -249,7 +274,7 @@ class Rig:
                       f"append: console=ttyS0 quiet {ips} us.keeper={keeper_mib}"
                       f" us.keeper_rate={keeper_rate} {words}\n"
                       f"nics:\n{nic_lines}{protect}{extra}"
-                      f"qemu_args: [\"-serial\", \"file:{self.dir}/{name}.console\"]\n")
+                      f"qemu_args: [\"-serial\", \"file:{console}\"]\n")
         return path
 
     def cli(self, host, *args, timeout=60):

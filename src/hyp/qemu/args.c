@@ -59,16 +59,30 @@ static const char *escape(char *to, size_t n, const char *from)
     return to;
 }
 
+/* A socket's path for QEMU: what is below its own directory it reaches through the descriptor. */
+static const char *socket_path(char *to, size_t n, const struct hyp_launch *launch,
+                               const char *path)
+{
+    size_t n_dir = strlen(launch->run_dir);
+    char text[ARG_BYTES];
+
+    if (strncmp(path, launch->run_dir, n_dir) != 0 || path[n_dir] != '/')
+        return escape(to, n, path);
+    (void)snprintf(text, sizeof(text), "/proc/self/fd/%d%s", RUN_DIR_FD, path + n_dir);
+    return escape(to, n, text);
+}
+
 static int add_machine(struct args *args, const struct hyp_launch *launch)
 {
     const struct vm_spec *spec = launch->spec;
-    char path[ARG_BYTES], text[2 * ARG_BYTES];
+    char text[ARG_BYTES];
     uint64_t mebibytes = spec->memory_bytes >> 20;
     int r;
 
     (void)snprintf(text, sizeof(text), "guest=%s,debug-threads=off", spec->name);
     r = add_option(args, "-name", text);
-    (void)snprintf(text, sizeof(text), "%s,memory-backend=ram0,suppress-vmdesc=on,accel=%s",
+    (void)snprintf(text, sizeof(text),
+                   "%s,memory-backend=ram0,suppress-vmdesc=on,dump-guest-core=off,accel=%s",
                    spec->machine, spec->accel);
     if (r == 0)
         r = add_option(args, "-machine", text);
@@ -83,8 +97,9 @@ static int add_machine(struct args *args, const struct hyp_launch *launch)
     /* share=on: we see the guest's memory in the file, and QEMU leaves it out of the migration
      * stream (x-ignore-shared). */
     (void)snprintf(text, sizeof(text),
-                   "memory-backend-file,id=ram0,mem-path=%s,share=on,size=%" PRIu64 "M",
-                   escape(path, sizeof(path), launch->ram_path), mebibytes);
+                   "memory-backend-file,id=ram0,mem-path=/proc/self/fd/%d,share=on,size=%" PRIu64
+                   "M",
+                   RAM_FD, mebibytes);
     return r < 0 ? r : add_option(args, "-object", text);
 }
 
@@ -108,33 +123,38 @@ static int add_no_bridge_hotplug(struct args *args, const char *machine)
 static int add_boot(struct args *args, const struct vm_spec *spec)
 {
     const struct {
-        const char *option, *value;
-    } boot[] = {
-        {"-kernel", spec->kernel},
-        {"-initrd", spec->initrd},
-        {"-append", spec->append},
-        {"-bios", spec->firmware},
+        const char *option, *path;
+        int fd;
+    } files[] = {
+        {"-kernel", spec->kernel, KERNEL_FD},
+        {"-initrd", spec->initrd, INITRD_FD},
+        {"-bios", spec->firmware, FIRMWARE_FD},
     };
+    char path[32];
     int r = 0;
 
-    for (size_t i = 0; r == 0 && i < sizeof(boot) / sizeof(boot[0]); i++) {
-        if (boot[i].value[0])
-            r = add_option(args, boot[i].option, boot[i].value);
+    for (size_t i = 0; r == 0 && i < sizeof(files) / sizeof(files[0]); i++) {
+        (void)snprintf(path, sizeof(path), "/proc/self/fd/%d", files[i].fd);
+        if (files[i].path[0])
+            r = add_option(args, files[i].option, path);
     }
+    if (r == 0 && spec->append[0])
+        r = add_option(args, "-append", spec->append);
     return r;
 }
 
-static int add_nic(struct args *args, size_t i, const struct vm_nic *nic,
-                   const struct hyp_nic_paths *paths)
+static int add_nic(struct args *args, size_t i, const struct hyp_launch *launch)
 {
+    const struct vm_nic *nic = &launch->spec->nics[i];
+    const struct hyp_nic_paths *paths = &launch->nics[i];
     char hyp_path[ARG_BYTES], guard_path[ARG_BYTES], text[3 * ARG_BYTES];
     int r;
 
     (void)snprintf(text, sizeof(text),
                    "dgram,id=net%zu,local.type=unix,local.path=%s,"
                    "remote.type=unix,remote.path=%s",
-                   i, escape(hyp_path, sizeof(hyp_path), paths->hyp_path),
-                   escape(guard_path, sizeof(guard_path), paths->guard_path));
+                   i, socket_path(hyp_path, sizeof(hyp_path), launch, paths->hyp_path),
+                   socket_path(guard_path, sizeof(guard_path), launch, paths->guard_path));
     r = add_option(args, "-netdev", text);
     if (r < 0)
         return r;
@@ -159,17 +179,17 @@ static unsigned cylinders(uint64_t size_bytes)
 
 /* A disk of the guest, whose id is also its node's name in QEMU and must be the same on both hosts.
  */
-static int add_disk(struct args *args, size_t i, const struct vm_disk *disk, const char *socket,
-                    bool boot)
+static int add_disk(struct args *args, size_t i, const struct hyp_launch *launch, bool boot)
 {
+    const struct vm_disk *disk = &launch->spec->disks[i];
     char path[ARG_BYTES], serial[ARG_BYTES], text[3 * ARG_BYTES];
     int r;
 
     (void)snprintf(text, sizeof(text),
                    "driver=nbd,node-name=disk%zu,server.type=unix,server.path=%s,discard=unmap,"
                    "reconnect-delay=%d,read-only=%s",
-                   i, escape(path, sizeof(path), socket), DISK_RECONNECT_S,
-                   disk->read_only ? "on" : "off");
+                   i, socket_path(path, sizeof(path), launch, launch->disk_sockets[i]),
+                   DISK_RECONNECT_S, disk->read_only ? "on" : "off");
     r = add_option(args, "-blockdev", text);
     if (r < 0)
         return r;
@@ -196,7 +216,7 @@ static int add_disks(struct args *args, const struct hyp_launch *launch)
     int r = 0;
 
     for (size_t i = 0; r == 0 && i < spec->n_disks; i++)
-        r = add_disk(args, i, &spec->disks[i], launch->disk_sockets[i], boot && i == 0);
+        r = add_disk(args, i, launch, boot && i == 0);
     return r;
 }
 
@@ -214,13 +234,16 @@ static int add_all(struct args *args, const struct hyp_launch *launch)
     if (r == 0)
         r = add_option(args, "-display", "none");
     if (r == 0)
+        r = add_option(args, "-sandbox",
+                       "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+    if (r == 0)
         r = add_machine(args, launch);
     if (r == 0)
         r = add_no_bridge_hotplug(args, spec->machine);
     if (r == 0)
         r = add_boot(args, spec);
     for (size_t i = 0; r == 0 && i < spec->n_nics; i++)
-        r = add_nic(args, i, &spec->nics[i], &launch->nics[i]);
+        r = add_nic(args, i, launch);
     if (r == 0)
         r = add_disks(args, launch);
     (void)snprintf(chardev, sizeof(chardev), "socket,id=understudy-qmp,fd=%d,server=on,wait=off",

@@ -6,12 +6,21 @@
 
 #include "base/err.h"
 #include "hyp/hyp.h"
+#include "io/vm_process.h"
 
 /* QEMU's command line for a VM, and what may stand in a VM file's qemu_args. */
 
 enum {
     ARGS_MAX = 160,
-    QMP_LISTEN_FD = 3, /* the descriptor on which QEMU finds its listening control socket */
+    /* Descriptors that QEMU inherits. What it opens by path it opens through them (/proc/self/fd),
+     * so that nothing on the way there has to be open to its user. */
+    QMP_LISTEN_FD = 3, /* its control socket, listening */
+    RAM_FD = VM_RAM_FD,
+    RUN_DIR_FD = 5,
+    KERNEL_FD = 6,
+    INITRD_FD = 7,
+    FIRMWARE_FD = 8,
+    ARGS_FDS_END = 9,
 };
 
 /* A NULL-terminated argument vector. */

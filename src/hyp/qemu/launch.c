@@ -137,36 +137,121 @@ int vm_new(const struct hyp_launch *launch, struct hyp_vm **ret_vm, struct err *
     return 0;
 }
 
-static int start_process(struct hyp_vm *vm, const struct hyp_launch *launch, struct err *err)
+/* Our ends of what QEMU gets at its start. */
+struct start_fds {
+    int fd[ARGS_FDS_END]; /* for its descriptor of that number; -1: none */
+    int log_fd, pid_fd;
+};
+
+static void start_fds_close(struct start_fds *fds)
 {
-    __attribute__((cleanup(args_done))) struct args args = {0};
-    CLEANUP_FD int listener = -1;
-    CLEANUP_FD int client = -1;
-    CLEANUP_FD int log_fd = -1;
-    CLEANUP_FD int pid_fd = -1;
-    struct spawn_order order;
+    for (size_t i = 0; i < ARGS_FDS_END; i++)
+        cleanup_fd(&fds->fd[i]);
+    cleanup_fd(&fds->log_fd);
+    cleanup_fd(&fds->pid_fd);
+}
+
+static int open_one(const char *path, int flags, int *ret_fd, struct err *err)
+{
+    int fd = open(path, flags | O_CLOEXEC, 0600);
+
+    if (fd < 0)
+        return err_sys(err, -errno, "%s", path);
+    *ret_fd = fd;
+    return 0;
+}
+
+/* What the guest starts from. Its path may come from a peer. */
+static int open_boot_file(const char *path, int *ret_fd, struct err *err)
+{
+    CLEANUP_FD int fd = -1;
+    struct stat st;
     int r;
 
+    if (!path[0])
+        return 0;
+    r = open_one(path, O_RDONLY | O_NONBLOCK, &fd, err);
+    if (r < 0)
+        return r;
+    if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode))
+        return err_set(err, -EINVAL, "%s: not a regular file", path);
+    *ret_fd = take_fd(&fd);
+    return 0;
+}
+
+static int open_start_fds(const struct hyp_vm *vm, const struct hyp_launch *launch,
+                          struct start_fds *fds, struct err *err)
+{
+    const struct vm_spec *spec = launch->spec;
+    int log_flags = O_WRONLY | O_CREAT | O_TRUNC | O_APPEND;
+    int r;
+
+    r = fault_error("hyp.open-log") ?: open_one(vm->log_path, log_flags, &fds->log_fd, err);
+    if (r == 0)
+        r = open_one(vm->pid_path, O_WRONLY | O_CREAT | O_TRUNC, &fds->pid_fd, err);
+    if (r == 0)
+        r = open_one(launch->ram_path, O_RDWR, &fds->fd[RAM_FD], err);
+    if (r == 0)
+        r = open_one(launch->run_dir, O_PATH | O_DIRECTORY, &fds->fd[RUN_DIR_FD], err);
+    if (r == 0)
+        r = open_boot_file(spec->kernel, &fds->fd[KERNEL_FD], err);
+    if (r == 0)
+        r = open_boot_file(spec->initrd, &fds->fd[INITRD_FD], err);
+    if (r == 0)
+        r = open_boot_file(spec->firmware, &fds->fd[FIRMWARE_FD], err);
+    return r;
+}
+
+/* The group that may use /dev/kvm, where that takes one. */
+static size_t kvm_groups(const struct vm_spec *spec, gid_t *ret_group)
+{
+    struct stat st;
+
+    if (strcmp(spec->accel, "kvm") != 0 || stat("/dev/kvm", &st) < 0)
+        return 0;
+    if ((st.st_mode & (S_IRGRP | S_IWGRP)) != (S_IRGRP | S_IWGRP) || st.st_gid == 0)
+        return 0;
+    *ret_group = st.st_gid;
+    return 1;
+}
+
+static int start_process(struct hyp_vm *vm, const struct hyp_launch *launch, struct err *err)
+{
+    const struct vm_spec *spec = launch->spec;
+    CLEANUP(args_done) struct args args = {0};
+    CLEANUP(start_fds_close) struct start_fds fds = {.log_fd = -1, .pid_fd = -1};
+    CLEANUP_FD int client = -1;
+    struct spawn_order order = {
+        .n_fds = ARGS_FDS_END - QMP_LISTEN_FD,
+        .drop = launch->uid != geteuid() || launch->gid != getegid(),
+        .uid = launch->uid,
+        .gid = launch->gid,
+        .n_groups = kvm_groups(spec, order.groups),
+    };
+    int r;
+
+    memset(fds.fd, -1, sizeof(fds.fd));
     r = args_build(&args, launch, err);
     if (r == 0)
         r = clear_nic_paths(vm, err);
     if (r == 0)
-        r = make_qmp_socket(vm->qmp_path, &listener, &client, err);
+        r = make_qmp_socket(vm->qmp_path, &fds.fd[QMP_LISTEN_FD], &client, err);
+    if (r == 0)
+        r = open_start_fds(vm, launch, &fds, err);
     if (r < 0)
         return r;
-    log_fd = FAULTY("hyp.open-log",
-                    open(vm->log_path, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0600));
-    if (log_fd < 0)
-        return err_sys(err, -errno, "%s", vm->log_path);
-    pid_fd = open(vm->pid_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    if (pid_fd < 0)
-        return err_sys(err, -errno, "%s", vm->pid_path);
     r = qmp_new(client, &vm_qmp_callbacks, vm, &vm->qmp);
     if (r < 0)
         return err_sys(err, r, "QMP");
     (void)take_fd(&client); /* the client has it */
-    order = (struct spawn_order){
-        .argv = args.v, .output_fd = log_fd, .n_fds = 1, .fds = {listener}, .pid_fd = pid_fd};
+    order.argv = args.v;
+    order.output_fd = fds.log_fd;
+    order.pid_fd = fds.pid_fd;
+    for (size_t i = 0; i < order.n_fds; i++)
+        order.fds[i].fd = fds.fd[QMP_LISTEN_FD + i];
+    order.fds[KERNEL_FD - QMP_LISTEN_FD].readable = spec->kernel;
+    order.fds[INITRD_FD - QMP_LISTEN_FD].readable = spec->initrd;
+    order.fds[FIRMWARE_FD - QMP_LISTEN_FD].readable = spec->firmware;
     return spawn(&order, &vm->pid, &vm->pidfd, err);
 }
 

@@ -16,6 +16,7 @@
 #include "base/cleanup.h"
 #include "base/fault.h"
 #include "hyp/qemu/deadline.h"
+#include "hyp/qemu/domain.h"
 
 /* Theory of operation. Between fork and exec the child makes itself what the order says; what does
  * not work it reports through a pipe that an exec closes. It may be a copy of a process with many
@@ -33,6 +34,7 @@ enum {
 struct failure {
     int code; /* errno */
     char doing[24];
+    int unreadable; /* number in the order's fds; -1: it was something else */
 };
 
 static int set_fds(const struct spawn_order *order, int null_fd)
@@ -41,8 +43,8 @@ static int set_fds(const struct spawn_order *order, int null_fd)
 
     /* Out of the way first: one may have the number that another one is to get. */
     for (size_t i = 0; i < order->n_fds; i++) {
-        aside[i] = order->fds[i] < 0 ? -1 : fcntl(order->fds[i], F_DUPFD_CLOEXEC, FD_ASIDE);
-        if (order->fds[i] >= 0 && aside[i] < 0)
+        aside[i] = order->fds[i].fd < 0 ? -1 : fcntl(order->fds[i].fd, F_DUPFD_CLOEXEC, FD_ASIDE);
+        if (order->fds[i].fd >= 0 && aside[i] < 0)
             return -1;
     }
     if (dup2(null_fd, STDIN_FILENO) < 0 || dup2(order->output_fd, STDOUT_FILENO) < 0 ||
@@ -80,18 +82,38 @@ static int drop_privileges(const struct spawn_order *order)
 {
     if (!order->drop)
         return 0;
-    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ||
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || domain_enter() < 0 ||
         syscall(SYS_setgroups, order->n_groups, order->groups) < 0 ||
         syscall(SYS_setresgid, order->gid, order->gid, order->gid) < 0)
         return -1;
     return (int)syscall(SYS_setresuid, order->uid, order->uid, order->uid);
 }
 
+/* Tries to open what the program will open. Stores the number of the one that fails. */
+static int try_files(const struct spawn_order *order, int *ret_unreadable)
+{
+    char path[32];
+
+    for (size_t i = 0; i < order->n_fds; i++) {
+        CLEANUP_FD int fd = -1;
+
+        if (order->fds[i].fd < 0 || !order->fds[i].readable)
+            continue;
+        (void)snprintf(path, sizeof(path), "/proc/self/fd/%d", FD_FIRST + (int)i);
+        fd = open(path, O_RDONLY | O_CLOEXEC);
+        if (fd < 0) {
+            *ret_unreadable = (int)i;
+            return -1;
+        }
+    }
+    return 0;
+}
+
 /* The child's life until it is the program. */
 static void __attribute__((noreturn))
 become(const struct spawn_order *order, int null_fd, int failure_fd)
 {
-    struct failure failure = {.doing = "descriptors"};
+    struct failure failure = {.unreadable = -1};
 
     (void)setsid(); /* a new process leads no group: cannot fail */
     if (note_pid(order->pid_fd) < 0)
@@ -102,21 +124,24 @@ become(const struct spawn_order *order, int null_fd, int failure_fd)
         strcpy(failure.doing, "descriptors");
     else if (drop_privileges(order) < 0)
         strcpy(failure.doing, "drop privileges");
-    else {
-        failure.doing[0] = 0;
+    else if (try_files(order, &failure.unreadable) == 0)
         (void)execvp(order->argv[0], order->argv);
-    }
     failure.code = errno;
     (void)!write(failure_fd, &failure, sizeof(failure)); /* its end tells, too */
     _exit(127);
 }
 
-static int give_up(pid_t pid, const char *program, const struct failure *failure, struct err *err)
+static int give_up(pid_t pid, const struct spawn_order *order, const struct failure *failure,
+                   struct err *err)
 {
     (void)kill(pid, SIGKILL); /* ours and not reaped: the pid is still its own */
     (void)waitpid(pid, NULL, 0);
-    return failure->doing[0] ? err_sys(err, -failure->code, "%s: %s", program, failure->doing)
-                             : err_sys(err, -failure->code, "%s", program);
+    if (failure->unreadable >= 0)
+        return err_sys(err, -failure->code, "user %u may not read %s", (unsigned int)order->uid,
+                       order->fds[failure->unreadable].readable);
+    return failure->doing[0]
+               ? err_sys(err, -failure->code, "%s: %s", order->argv[0], failure->doing)
+               : err_sys(err, -failure->code, "%s", order->argv[0]);
 }
 
 int spawn(const struct spawn_order *order, pid_t *ret_pid, int *ret_pidfd, struct err *err)
@@ -143,11 +168,11 @@ int spawn(const struct spawn_order *order, pid_t *ret_pid, int *ret_pidfd, struc
         n = read(failure_read, &failure, sizeof(failure));
     while (n < 0 && errno == EINTR);
     if (n == (ssize_t)sizeof(failure))
-        return give_up(pid, order->argv[0], &failure, err);
+        return give_up(pid, order, &failure, err);
     pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
     if (pidfd < 0) {
-        failure = (struct failure){errno, "pidfd_open"};
-        return give_up(pid, order->argv[0], &failure, err);
+        failure = (struct failure){errno, "pidfd_open", -1};
+        return give_up(pid, order, &failure, err);
     }
     fault_point("hyp.spawned");
     *ret_pid = pid;

@@ -11,15 +11,21 @@
 
 enum { SPAWN_FDS_MAX = 8 };
 
+struct spawn_fd {
+    int fd;               /* -1: none */
+    const char *readable; /* what it is, if the program will open it again, which is tried; NULL */
+};
+
 /* A program to start, in a session of its own, with default signals, so that neither a terminal nor
  * our end reaches it. All is borrowed. */
 struct spawn_order {
     char *const *argv; /* argv[0] is looked up in PATH */
     int output_fd;     /* its standard output and error; its standard input is /dev/null */
     size_t n_fds;
-    int fds[SPAWN_FDS_MAX]; /* become its descriptors 3, 4, ...; -1: that one is not there */
-    int pid_fd;             /* a file for its pid, written before it runs; -1: none */
-    bool drop;              /* run it as `uid` and `gid`, without privileges or a way to get any */
+    struct spawn_fd fds[SPAWN_FDS_MAX]; /* become its descriptors 3, 4, ... */
+    int pid_fd;                         /* a file for its pid, written before it runs; -1: none */
+    bool drop; /* run it as `uid` and `gid`, without privileges or a way to get any, and apart from
+                * others of that user (domain.h) */
     uid_t uid;
     gid_t gid;
     size_t n_groups;
