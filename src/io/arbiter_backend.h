@@ -17,7 +17,8 @@ struct arbiter_backend {
 struct arbiter_backend_ops {
     /* As arbiter_client_new(), whose arguments they are. Sets all of arbiter_backend but client. */
     int (*open)(sd_event *event, const struct arbiter_config *config, struct tls_context *tls,
-                const char *host, struct arbiter_backend **ret_backend) US_MUST_CHECK;
+                const char *host, uint64_t timeout_ns,
+                struct arbiter_backend **ret_backend) US_MUST_CHECK;
     void (*close)(struct arbiter_backend *b);
 
     /* Connects ahead of need. 1; 0 when it is connected or connecting already. */
@@ -39,6 +40,7 @@ struct arbiter_backend_ops {
 };
 
 extern const struct arbiter_backend_ops arbiter_witness_ops;
+extern const struct arbiter_backend_ops arbiter_etcd_ops;
 
 /* Reports, from the loop and never from inside a call of the ops. Each of them is the last thing
  * that a backend does: the user may close everything inside. */

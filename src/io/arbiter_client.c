@@ -135,7 +135,7 @@ void arbiter_client_lost(struct arbiter_client *c, const char *why)
 
 static const struct arbiter_backend_ops *ops_of(const struct arbiter_config *config)
 {
-    return &arbiter_witness_ops;
+    return config->kind == ARBITER_ETCD ? &arbiter_etcd_ops : &arbiter_witness_ops;
 }
 
 int arbiter_client_new(sd_event *event, const struct arbiter_config *config,
@@ -155,7 +155,7 @@ int arbiter_client_new(sd_event *event, const struct arbiter_config *config,
     c->timeout_us = timeout_ns / 1000;
     c->on_answer = on_answer;
     c->user = user;
-    r = ops_of(config)->open(event, config, tls, host, &c->backend);
+    r = ops_of(config)->open(event, config, tls, host, timeout_ns, &c->backend);
     if (r >= 0) {
         c->backend->client = c;
         r = sd_event_add_time_relative(event, &c->timer, CLOCK_MONOTONIC, 0, 1000, on_timeout, c);
@@ -222,8 +222,7 @@ static void on_answer_once(void *user, uint64_t id, uint8_t status,
     struct once *once = user;
 
     once->reply = (struct wire_arb_reply){.status = status, .current = *current};
-    if (status == 0)
-        (void)err_set(once->err, 0, "%s", why);
+    (void)err_set(once->err, 0, "%s", why);
     (void)sd_event_exit(once->event, 0); /* cannot fail inside the loop */
 }
 

@@ -46,8 +46,8 @@ void arbiter_client_warm(struct arbiter_client *c);
 void arbiter_client_close(struct arbiter_client *c); /* NULL is allowed */
 
 /* One blocking request with a connection of its own, for tools; bounded by timeout_ns. config and
- * tls as above. Returns 0 with *ret_reply, whatever its status; -ECOMM without an answer, or
- * another negative errno, with the reason. */
+ * tls as above. Returns 0 with *ret_reply, whatever its status (the reason of WIRE_ARB_ERROR
+ * is in err then); -ECOMM without an answer, or another negative errno, with the reason. */
 int arbiter_ask_once(const struct arbiter_config *config, struct tls_context *tls, const char *host,
                      const struct wire_arb_request *request, uint64_t timeout_ns,
                      struct wire_arb_reply *ret_reply, struct err *err) US_MUST_CHECK;

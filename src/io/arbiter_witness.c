@@ -1,14 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 
 #include "base/cleanup.h"
 #include "io/arbiter_backend.h"
 #include "io/channel.h"
+#include "io/keep_alive.h"
 
 /* understudy-witness as the arbiter: one connection, made when there is something to ask (or by
  * warm), which lives until it breaks or a time-out shows that it is of no use; an idle one stays.
@@ -39,18 +37,6 @@ static bool on_key(void *user, const struct public_key *theirs)
     const struct arbiter_config *config = user;
 
     return public_key_equal(&config->key, theirs);
-}
-
-/* An idle connection has no heartbeats: the kernel finds out when the witness is gone, so that the
- * next request meets a fresh connection instead of a time-out. Best effort. */
-static void keep_alive(int fd)
-{
-    const int on = 1, idle_s = 5, interval_s = 1, probes = 3;
-
-    (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof(idle_s));
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof(interval_s));
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof(probes));
 }
 
 /* Starts to connect, and sends the hello. config is borrowed for the channel's life. */
@@ -189,7 +175,7 @@ static void witness_close(struct arbiter_backend *b)
 }
 
 static int witness_open(sd_event *event, const struct arbiter_config *config,
-                        struct tls_context *tls, const char *host,
+                        struct tls_context *tls, const char *host, uint64_t timeout_ns,
                         struct arbiter_backend **ret_backend)
 {
     struct witness *w = calloc(1, sizeof(*w));

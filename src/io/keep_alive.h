@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef US_IO_KEEP_ALIVE_H
+#define US_IO_KEEP_ALIVE_H
+
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+
+/* For a kept connection without heartbeats, as to an arbiter: the kernel finds out within seconds
+ * when the other side is gone, so that the next request meets a fresh connection instead of a
+ * time-out. Best effort. */
+static inline void keep_alive(int fd)
+{
+    const int on = 1, idle_s = 5, interval_s = 1, probes = 3;
+
+    (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof(idle_s));
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof(interval_s));
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof(probes));
+}
+
+#endif
