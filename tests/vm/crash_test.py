@@ -179,7 +179,7 @@ def crash_loop():
         expect("NOBODY ATTENDS" in lab.log("hosta"), "no alarm")
         expect(len(seen) == 4, f"{len(seen)} guards were started")
         down = lab.status("hosta")
-        expect(down.get("state") == "down", f"status: {down}")
+        expect(down.get("state") == "crashed", f"status: {down}")
         lab.must("hosta", "start", lab.vm_file(standby=""))
         lab.wait_guest()
 
