@@ -37,7 +37,9 @@ static void reason(const struct guard *g, char *text, size_t n)
         break;
     case PRIMARY_ISOLATED:
         (void)snprintf(text, n, "%s%s; output is held",
-                       g->link.up ? "leaving the pair" : g->link.why,
+                       g->link.up       ? "leaving the pair"
+                       : g->link.why[0] ? g->link.why
+                                        : "the standby is silent",
                        p->arbiter_silent ? ", and the arbiter does not answer" : "");
         break;
     default:
