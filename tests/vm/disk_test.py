@@ -5,66 +5,28 @@ programs write: a journaling service on ext4 (the scribe), the ledger with its n
 and a model of a raw disk. Whatever was acknowledged is on the disk that is left, memory and disk
 agree, and both copies are the same. A failure prints the seed of the random moments (DISK_SEED)."""
 
-import contextlib
 import os
 import random
 import subprocess
-import sys
 import time
 
 import disks
 from rig import (LEDGER_PORT, MODEL_PORT, SCRIBE_PORT, Acks, Failure, Ledger, Rig, Tap, expect,
                  other, wait_for, wait_frozen)
+from shared_vm import SharedVm
 
 tap = Tap()
 FAILOVERS = int(os.environ.get("DISK_FAILOVERS", "30"))
 SEED = int(os.environ.get("DISK_SEED", str(random.randrange(1 << 32))))
 
-class SharedVm:
-    """A VM that one test after the other uses, since starting one takes longest. A test leaves it
-    protected, on whichever host; after a failed one it is made anew."""
 
-    def __init__(self):
-        self.stack = contextlib.ExitStack()
-        self.lab = None
-        self.primary = "hosta"
-
-    def get(self):
-        if not self.lab:
-            self.primary = "hosta"
-            self.lab = self.stack.enter_context(Rig("disks"))
-            # The model's disk is a file on one host and a block device on the other.
-            self.stack.enter_context(disks.block_device(self.lab, "hostb", "model.img",
-                                                        disks.MODEL_MIB))
-            self.lab.start_vm(**disks.vm_options(self.lab, "hosta"))
-        self.lab.wait_state(self.primary, "protected", 40)
-        return self.lab
-
-    def drop(self):
-        self.lab = None
-        self.stack.__exit__(*sys.exc_info())  # which tells the rig whether to print its logs
-
-    def test(self, function):
-        def with_vm():
-            try:
-                return function(self.get(), self.primary, other(self.primary))
-            except BaseException:
-                self.drop()
-                raise
-
-        with_vm.__name__, with_vm.__doc__ = function.__name__, function.__doc__
-        return tap.test(with_vm)
+def start(lab, stack):
+    # The model's disk is a file on one host and a block device on the other.
+    stack.enter_context(disks.block_device(lab, "hostb", "model.img", disks.MODEL_MIB))
+    lab.start_vm(**disks.vm_options(lab, "hosta"))
 
 
-vm = SharedVm()
-
-
-def fail_over(lab, primary, standby):
-    """The primary dies; the standby takes over. Returns its account of it."""
-    lab.lab("crash", primary)
-    took = lab.wait_state(standby, "solo", 10)["takeover"]
-    vm.primary = standby
-    return took
+vm = SharedVm(tap, "disks", start)
 
 
 def switch_over(lab, primary, standby):
@@ -87,7 +49,7 @@ def random_moments(lab, primary, standby):
     for _ in range(FAILOVERS):
         lab.wait_state(primary, "protected", 40)
         time.sleep(moments.uniform(0.0, 0.5))  # the moment is what is random here
-        fail_over(lab, primary, standby)
+        vm.fail_over()
         disks.check_model(lab, "STATUS")
         lab.restart_host(primary)
         primary, standby = standby, primary
@@ -96,7 +58,7 @@ def random_moments(lab, primary, standby):
     lab.wait_state(primary, "protected", 40)
     disks.check_copies(lab, primary)
     figures, acked = ledger.check(), acks.stop()
-    fail_over(lab, primary, standby)  # and once more: judged is what the standby had
+    vm.fail_over()  # and once more: judged is what the standby had
     disks.stop_vm(lab, standby)
     disks.check_data(lab, standby, acked, figures["ops"])
     vm.drop()
