@@ -11,6 +11,7 @@
 
 #include "base/cleanup.h"
 #include "base/fault.h"
+#include "guard/confine.h"
 #include "guard/guard.h"
 #include "host/preflight.h"
 #include "host/records.h"
@@ -445,6 +446,9 @@ static int run(struct process *p, struct err *err)
     if (r < 0)
         return r;
     log_setup(p->config.name, "");
+    r = confine_early(err);
+    if (r < 0)
+        return r;
     r = records_prepare(&p->config, err);
     if (r < 0)
         return r;
@@ -461,6 +465,9 @@ static int run(struct process *p, struct err *err)
     if (r < 0)
         return r;
     raise_priority();
+    /* A standby has still to launch its hypervisor: it does the same then. */
+    if (p->guard && (r = confine_late(err)) < 0)
+        return r;
     return sd_event_loop(p->event);
 }
 

@@ -11,6 +11,7 @@
 
 #include "base/cleanup.h"
 #include "base/fault.h"
+#include "guard/confine.h"
 #include "io/log.h"
 #include "io/vm_json.h"
 
@@ -352,6 +353,8 @@ int standby_serve(struct standby_shell *s, const char *json, size_t n_json, stru
         r = s->preflight(spec, s->config, err);
     if (r >= 0)
         r = body_open(s->config, spec, s->hyp, s->event, true, &hyp_callbacks, s, &s->body, err);
+    if (r >= 0)
+        r = confine_late(err);
     if (r >= 0)
         r = open_pipeline(s, err);
     if (r < 0)

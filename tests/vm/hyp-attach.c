@@ -24,6 +24,7 @@
 
 #include "base/cleanup.h"
 #include "guard/body.h"
+#include "guard/confine.h"
 #include "hyp-guest.h"
 #include "hyp-pattern.h"
 #include "hyp-samples.h"
@@ -171,6 +172,27 @@ static void check_nic(void)
     expect(stats.inbound_frames == 1, "the hypervisor takes no frame");
 }
 
+/* QEMU is as it should be confined itself. */
+static void check_qemu(void)
+{
+    unsigned long long uid = 0, caps = 1, no_new = 0, filter = 0;
+    char path[64], line[256];
+    FILE *file;
+
+    (void)snprintf(path, sizeof(path), "/proc/%d/status", (int)hyp_qemu.pid(vm.hyp));
+    file = fopen(path, "re");
+    while (file && fgets(line, sizeof(line), file)) {
+        (void)sscanf(line, "Uid: %llu", &uid);
+        (void)sscanf(line, "CapPrm: %llx", &caps);
+        (void)sscanf(line, "NoNewPrivs: %llu", &no_new);
+        (void)sscanf(line, "Seccomp: %llu", &filter);
+    }
+    if (file)
+        (void)fclose(file); /* only read */
+    expect(uid == body->uid && filter == 2, "QEMU has a wrong user, or no sandbox");
+    expect(uid == 0 || (caps == 0 && no_new == 1), "QEMU has or can get privileges");
+}
+
 /* Begins something that the guard will not see the end of. */
 static void go_to(enum point point)
 {
@@ -219,10 +241,14 @@ static void __attribute__((noreturn))
 be_guard(int fd, bool first, enum point before, enum point point, bool last)
 {
     struct report own = {.good = true};
+    struct err err;
 
     report = &own;
+    must(confine_early(&err), "confine", &err);
     loop_start();
     take_charge(first, before);
+    must(confine_late(&err), "confine", &err);
+    check_qemu();
     check_nic();
     verify();
     if (last)
