@@ -192,7 +192,8 @@ class Rig:
                     f"{self.dir}/witness/state"] if host == "witness" else ["understudyd"])
         if host not in self.fault_files:
             self.fault_files[host] = FaultFile(f"{self.dir}/{host}.faults")
-        self.fault_files[host].arm(self.faults.get(host))
+        if host in self.faults:
+            self.fault_files[host].arm(self.faults[host])
         env = {"UNDERSTUDY_FAULTS": f"{self.dir}/{host}.faults"}
         with open(self.log_path(host), "a", encoding="ascii") as log:
             self.daemons[host] = self.spawn(host, command, log, log, env)
