@@ -3,9 +3,11 @@
 and the judgement after each: exactly one VM runs, protected again by itself, both copies are the
 same, the clients' connections live, and nothing is left lying around."""
 
+import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -73,6 +75,8 @@ class FaultLab:
         self.primary, self.standby = HOSTS
         self.supervisor = self.ledger = self.acks = None
         self.heard = 0  # bytes of the scribe's answers
+        self.rebooting = None  # the host on which the VM is being started again
+        self.starting = None   # by this process
         self.quiet_host = self.standby  # on which the present case has no fault
         self.clean = {}  # what there is when all is well
 
@@ -124,8 +128,9 @@ class FaultLab:
         threading.Thread(target=self.ask, args=(host, request, 30), daemon=True).start()
 
     def status(self, host):
+        """{}: understudyd does not answer."""
         answer = self.ask(host, {"command": "status", "vm": "web"})
-        return (answer.get("vms") or [{}])[0]
+        return (answer.get("vms") or [{"role": "none"} if answer else {}])[0]
 
     def register(self):
         """The arbiter's record, from its file: {"term", "mode", "owner", "standby"}."""
@@ -148,6 +153,39 @@ class FaultLab:
         point = "guard.send" if self.quiet_host == self.primary else "standby.receive"
         self.rig.fault_files[self.quiet_host].arm(f"{point} 1 error ECONNRESET")
 
+    @contextlib.contextmanager
+    def frozen_witness(self):
+        pid = self.rig.daemons["witness"].pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    def restart_vm(self):
+        """Stops the VM and starts it again; what goes wrong with that is tried anew, here and in
+        settle(). The clients cannot stay."""
+        self.judge_clients()
+        self.rebooting = self.primary
+        end = time.monotonic() + 30
+        while not self.nobody_has_it():
+            expect(time.monotonic() < end, "the VM does not stop")
+            self.rig.cli(self.rebooting, "stop", "web")
+        self.start_again()
+
+    def start_again(self):
+        """Orders the start of a VM that runs nowhere, unless that is under way."""
+        if not self.starting or self.starting.poll() is not None:
+            self.starting = self.rig.spawn(self.rebooting, ["understudy", "start", "--no-wait",
+                                                            f"{self.rig.dir}/web.yaml"])
+
+    def booted(self):
+        """After a restart: the guest answers, and has clients."""
+        self.rig.wait_guest()
+        self.starting.wait(30)
+        self.rebooting = None
+        self.connect_clients()
+
     # -- clients --
 
     def connect_clients(self):
@@ -162,6 +200,8 @@ class FaultLab:
         return self.heard > before
 
     def clients_live(self):
+        if self.rebooting:
+            return
         expect(self.ledger.process.poll() is None,
                f"the ledger's connection was lost: {self.ledger.text()}")
         expect(self.acks.process.poll() is None, "the scribe's connection was lost")
@@ -195,6 +235,8 @@ class FaultLab:
             now, found = time.monotonic(), self.find_roles()
             if found:
                 self.primary, self.standby = found
+                if self.rebooting:
+                    self.booted()
                 if good is None:
                     good = now
                     self.hear()
@@ -203,7 +245,9 @@ class FaultLab:
             else:
                 good = None
                 gone = (gone or now) if self.nobody_has_it() else None
-                if gone and now - gone > LOST_S:
+                if gone and self.rebooting:
+                    self.start_again()
+                elif gone and now - gone > LOST_S:
                     raise Lost(f"the VM is lost; register {self.register()}")
                 self.protect_if_nobody_wants_it()
             self.clients_live()
