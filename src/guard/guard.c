@@ -446,6 +446,7 @@ static void protect_by(struct guard *g, const char *host)
 static void attach(struct guard *g, const struct core_timing *timing, bool running,
                    struct actions *out)
 {
+    fault_point("guard.attach");
     if (!running)
         g->capture.phase = CAPTURE_WAITING; /* until ACT_VM_RESUME */
     primary_init_attach(&g->core, g->config->name, timing, g->body->spec.protect.standby, running,

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/fault.h"
 
 struct dial {
     struct dial_params params;
@@ -58,6 +59,7 @@ static void enter(struct dial *d)
     int fd = tls_detach(channel_take_transport(take_ptr(d->door)));
     struct transport *t = fd < 0 ? NULL : wrap(d, fd, TLS_ROOM);
 
+    fault_point("dial.enter");
     d->on_done(d->user, t, t ? "" : "out of memory, or the peer talks too early");
 }
 
@@ -101,7 +103,7 @@ int dial_new(const struct dial_params *params, const struct host_peer *peer,
     r = transport_tcp_connect(peer->address, &fd, err);
     if (r < 0)
         return r;
-    d = calloc(1, sizeof(*d));
+    d = FAULTY_ALLOC("dial.room", calloc(1, sizeof(*d)));
     if (!d) {
         close(fd);
         return err_sys(err, -ENOMEM, "%s", peer->name);

@@ -9,6 +9,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "base/fault.h"
 #include "io/tls_internal.h"
 
 /* Theory of operation. OpenSSL reads and writes the socket through a BIO of ours.
@@ -42,8 +43,8 @@ static struct transport_tls *tls_of(struct transport *t)
 static int send_out(struct transport_tls *t, int flags)
 {
     while (t->out_from < t->out_to) {
-        ssize_t n =
-            send(t->fd, t->out + t->out_from, t->out_to - t->out_from, MSG_NOSIGNAL | flags);
+        ssize_t n = FAULTY("tls.write", send(t->fd, t->out + t->out_from, t->out_to - t->out_from,
+                                             MSG_NOSIGNAL | flags));
 
         if (n < 0 && errno == EINTR)
             continue;
@@ -97,7 +98,7 @@ static int bio_read(BIO *bio, char *bytes, size_t n, size_t *ret_done)
         return 1;
     }
     do {
-        got = readv(t->fd, iov, t->ready && n >= BULK_BYTES ? 2 : 1);
+        got = FAULTY("tls.read", readv(t->fd, iov, t->ready && n >= BULK_BYTES ? 2 : 1));
     } while (got < 0 && errno == EINTR);
     if (got > 0) {
         *ret_done = (size_t)got < n ? (size_t)got : n;
@@ -198,10 +199,11 @@ static int handshake(struct transport_tls *t)
         return t->error;
     t->started = true;
     ERR_clear_error();
+    fault_point("tls.handshake");
     r = SSL_do_handshake(t->ssl);
     if (r != 1)
         return explain(t, r);
-    out = realloc(t->out, RECORDS_PER_SEND * RECORD_ROOM);
+    out = FAULTY_ALLOC("tls.out-room", realloc(t->out, RECORDS_PER_SEND * RECORD_ROOM));
     if (!out || !tls_purpose_agreed(t) || public_key_none(&t->peer))
         return t->error = out ? -EPROTO : -ENOMEM;
     t->out = out;
@@ -366,7 +368,7 @@ static const struct transport_ops tls_ops = {
 struct transport *transport_tls_new(struct tls_context *context, int fd,
                                     const struct tls_params *params)
 {
-    struct transport_tls *t = calloc(1, sizeof(*t));
+    struct transport_tls *t = FAULTY_ALLOC("tls.room", calloc(1, sizeof(*t)));
     BIO *bio = NULL;
 
     if (t) {

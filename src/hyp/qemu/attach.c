@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/fault.h"
 #include "hyp/qemu/vm.h"
 #include "io/clock.h"
 #include "io/log.h"
@@ -42,7 +43,7 @@ static int connect_qmp(struct hyp_vm *vm, struct err *err)
         return err_set(err, -ENAMETOOLONG, "%s: a socket's path has at most %zu bytes",
                        vm->qmp_path, sizeof(address.sun_path) - 1);
     strcpy(address.sun_path, vm->qmp_path);
-    if (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0)
+    if (FAULTY("hyp.attach", connect(fd, (struct sockaddr *)&address, sizeof(address))) < 0)
         return err_sys(err, -errno, "%s", vm->qmp_path);
     r = qmp_new(fd, &vm_qmp_callbacks, vm, &vm->qmp);
     if (r < 0)
@@ -113,6 +114,7 @@ static int attach(struct hyp_vm *vm, struct err *err)
         r = qmp_greet(vm->qmp, &wait, err);
     if (r == 0)
         r = settle(vm, &wait, err);
+    fault_point("hyp.settled");
     if (r == 0)
         r = vm_prepare(vm, &wait, err);
     if (r < 0)
