@@ -70,6 +70,20 @@ static void torn(struct guard *g, const char *why)
     link_broken(g, why);
 }
 
+/* The next dirty pages, no more than `room`. False: they cannot be read. */
+static bool dirty_next(struct guard *g, uint64_t room, struct page_run *runs, size_t *ret_n)
+{
+    struct capture *c = &g->capture;
+    int r = g->body->ops->dirty_take(g->body->vm, c->next_page, runs, RUNS_PER_TAKE, room, ret_n,
+                                     &c->next_page);
+
+    if (r == -ESRCH) /* its end, reported soon, is for a standby to hear: the link must live */
+        c->torn = true;
+    else if (r < 0)
+        torn(g, "the dirty pages cannot be read");
+    return r >= 0;
+}
+
 /* Fills one chunk from the carry and the dirty pages. False when everything is copied. */
 static bool fill_chunk(struct guard *g, struct stage_chunk *chunk)
 {
@@ -84,9 +98,7 @@ static bool fill_chunk(struct guard *g, struct stage_chunk *chunk)
             n = 1;
         } else if (c->next_page >= g->body->n_pages) {
             return false;
-        } else if (g->body->ops->dirty_take(g->body->vm, c->next_page, runs, RUNS_PER_TAKE, room,
-                                            &n, &c->next_page) < 0) {
-            torn(g, "the dirty pages cannot be read");
+        } else if (!dirty_next(g, room, runs, &n)) {
             return false;
         }
         for (i = 0; i < n; i++) {
