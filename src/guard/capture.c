@@ -364,6 +364,7 @@ static void on_exit_(void *user, enum hyp_exit how, const char *detail)
     if (!g->why_ended[0])
         (void)snprintf(g->why_ended, sizeof(g->why_ended), "%s", detail);
     g->capture.phase = CAPTURE_IDLE;
+    g->crashed = how != HYP_EXIT_GUEST_SHUTDOWN && g->core.state != PRIMARY_STOPPING && !g->finish;
     guard_simple_event(g, how == HYP_EXIT_GUEST_SHUTDOWN ? PEV_STOP : PEV_VM_DIED);
 }
 

@@ -36,14 +36,14 @@ static bool handed_over(const struct guard *g)
 static int on_finish(sd_event_source *source, void *user)
 {
     struct guard *g = user;
+    bool lost = (g->core.state == PRIMARY_LOST && !handed_over(g)) || g->crashed;
 
     fault_point("guard.finish");
     if (g->stop_request)
         control_reply(take_ptr(g->stop_request), NULL);
     if (g->switch_request && handed_over(g))
         control_reply(take_ptr(g->switch_request), NULL);
-    return sd_event_exit(
-        g->event, g->core.state == PRIMARY_LOST && !handed_over(g) ? GUARD_LOST : GUARD_STOPPED);
+    return sd_event_exit(g->event, lost ? GUARD_LOST : GUARD_STOPPED);
 }
 
 /* The end, from the loop: answers and files must not depend on who called. */
@@ -62,7 +62,7 @@ static void destroy_vm(struct guard *g)
         g->body->ops->kill(g->body->vm);
     if (handed_over(g))
         log_info("%s has it now", g->core.record.owner);
-    else if (g->core.state == PRIMARY_LOST)
+    else if (g->core.state == PRIMARY_LOST || g->crashed)
         status_write_ended(g, g->why_ended[0] ? g->why_ended : "another host has taken it over");
     finish(g);
 }

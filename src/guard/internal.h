@@ -159,6 +159,7 @@ struct guard {
     sd_event_source *finish;                /* deferred end */
     struct takeover takeover;               /* epoch 0: this host started the VM itself */
     char why_ended[WIRE_TEXT_BYTES];
+    bool crashed; /* the hypervisor died, by nobody's order */
 };
 
 /* guard.c */

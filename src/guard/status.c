@@ -124,9 +124,10 @@ void status_write_ended(const struct guard *g, const char *why)
 
     (void)snprintf(path, sizeof(path), "%s/vms/%s.ended.json", g->config->state_dir,
                    g->body->spec.name);
-    note = json_pack("{s:s, s:s, s:s, s:s, s:I, s:I}", "vm", g->body->spec.name, "reason", "lost",
-                     "detail", why, "owner", g->core.record.owner, "term",
-                     (json_int_t)g->core.record.term, "unix", (json_int_t)time(NULL));
+    note = json_pack("{s:s, s:s, s:s, s:s, s:I, s:I}", "vm", g->body->spec.name, "reason",
+                     g->core.state == PRIMARY_LOST ? "lost" : "crashed", "detail", why, "owner",
+                     g->core.record.owner, "term", (json_int_t)g->core.record.term, "unix",
+                     (json_int_t)time(NULL));
     if (!note || json_dump_file(note, path, JSON_COMPACT) < 0)
         log_error("%s: cannot be written", path);
     json_decref(note);

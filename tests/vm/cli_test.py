@@ -148,6 +148,18 @@ def qemu_dies():
 
 
 @tap.test
+def lone_hypervisor_dies():
+    """the hypervisor of an unprotected VM dies: status says so, until it is started again"""
+    with Rig("lonedies") as lab:
+        lab.start_vm(standby="")
+        os.kill(lab.status("hosta")["hypervisor_pid"], 9)
+        said = lab.wait_state("hosta", "crashed", 10)
+        expect("signal 9" in said["reason"], f"status does not say why: {said}")
+        lab.must("hosta", "start", f"{lab.dir}/web.yaml", timeout=60)
+        lab.wait_guest()
+
+
+@tap.test
 def guard_dies():
     """the guard dies: the standby takes over, and what the guard left behind is cleared away"""
     with Rig("guarddies") as lab:
