@@ -182,6 +182,14 @@ static bool vm_attach(struct host *host, const struct vm *dead)
     return true;
 }
 
+/* A standby's process may have taken the VM over and died with it, before it could record that. */
+static bool may_have_had_vm(const struct vm *vm)
+{
+    const struct host_config *config = &vm->host->config;
+
+    return vm->backs || record_exists(config, vm->name) || record_exists_standby(config, vm->name);
+}
+
 /* The process has ended. A start that never became ready failed; a VM that ended otherwise than by
  * its process' own decision leaves a note. */
 static void vm_gone(struct vm *vm)
@@ -200,7 +208,7 @@ static void vm_gone(struct vm *vm)
         log_info("%s: another one takes its place", vm->name);
     else if (vm->state == VM_STARTING)
         vm_not_started(vm, vm->refusal[0] ? vm->refusal : strcat(text, "; the log may say why"));
-    else if (bad && record_exists(&host->config, vm->name))
+    else if (bad && may_have_had_vm(vm))
         ended_note_crash(&host->config, vm->name, text);
     relay_vm_gone(host, vm->name);
     door_vm_changed(host, vm->name);

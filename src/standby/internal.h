@@ -51,6 +51,7 @@ struct standby_shell {
     struct control_request *failover_request; /* answered when it is decided */
     uint64_t started_ns;
     char why_finished[256];
+    bool vm_lost;
 };
 
 /* standby.c */

@@ -12,6 +12,7 @@
 #include "base/cleanup.h"
 #include "base/fault.h"
 #include "guard/confine.h"
+#include "guard/guard.h"
 #include "io/log.h"
 #include "io/vm_json.h"
 
@@ -33,7 +34,7 @@ static int on_finish(sd_event_source *source, void *user)
 
     if (s->failover_request)
         control_fail(take_ptr(s->failover_request), "%s: %s", s->vm, s->why_finished);
-    return sd_event_exit(s->event, 0);
+    return sd_event_exit(s->event, s->vm_lost ? GUARD_LOST : GUARD_STOPPED);
 }
 
 void standby_finish(struct standby_shell *s, const char *why)
@@ -47,6 +48,14 @@ void standby_finish(struct standby_shell *s, const char *why)
         (void)sd_event_exit(s->event, 1);
     else /* after what is still to be sent */
         (void)sd_event_source_set_priority(s->finish, PRIORITY_TIMER);
+}
+
+/* The VM was this host's, and does not run. */
+static void lose_vm(struct standby_shell *s, const char *why)
+{
+    log_error("THE VM IS LOST: activation failed: %s", why);
+    s->vm_lost = true;
+    standby_finish(s, why);
 }
 
 /* ---- taking over ---- */
@@ -101,10 +110,8 @@ static void activate(struct standby_shell *s, const struct arb_record *record)
         r = s->hyp->restore(s->body->vm, &state, &err);
         fault_point("standby.restoring");
     }
-    if (r < 0) {
-        log_error("THE VM IS LOST: activation failed: %s", err.text);
-        standby_finish(s, err.text);
-    }
+    if (r < 0)
+        lose_vm(s, err.text);
 }
 
 static void on_running(void *user)
@@ -151,14 +158,17 @@ static void on_failure(void *user, const char *why, bool running)
 {
     struct standby_shell *s = user;
 
-    log_error("THE VM IS LOST: activation failed: %s", why);
-    standby_finish(s, why);
+    lose_vm(s, why);
 }
 
 static void on_exit_(void *user, enum hyp_exit how, const char *detail)
 {
     struct standby_shell *s = user;
 
+    if (s->core.state == STANDBY_ACTIVE) {
+        lose_vm(s, detail);
+        return;
+    }
     log_error("the waiting hypervisor died: %s", detail);
     session_drop(s, WIRE_BYE_DISCARDED);
     standby_finish(s, detail);
