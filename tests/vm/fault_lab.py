@@ -75,6 +75,7 @@ class FaultLab:
         self.primary, self.standby = HOSTS
         self.supervisor = self.ledger = self.acks = None
         self.heard = 0  # bytes of the scribe's answers
+        self.replaced = 0      # guards that died, as of the last refresh_guard()
         self.rebooting = None  # the host on which the VM is being started again
         self.starting = None   # by this process
         self.quiet_host = self.standby  # on which the present case has no fault
@@ -147,6 +148,15 @@ class FaultLab:
     def log_ends(self):
         """How much each host has logged."""
         return {host: len(self.rig.log(host)) for host in ("witness", *HOSTS)}
+
+    def refresh_guard(self):
+        """Guards that die again and again are not replaced for ever (ATTACHES_MAX in
+        src/host/vms.c): one of several cases in which that happened must not bear its blame."""
+        replaced = sum(self.rig.log(host).count("another one takes its place") for host in HOSTS)
+        if replaced - self.replaced >= 2:
+            self.order(self.primary, "switchover")
+            self.settle()
+            self.replaced = replaced
 
     def break_link(self):
         """The data channel fails, by the host on which the present case has no fault."""
