@@ -73,7 +73,7 @@ class FaultLab:
     def __init__(self, name):
         self.rig = Rig(name)
         self.primary, self.standby = HOSTS
-        self.supervisor = self.ledger = self.acks = None
+        self.supervisor = self.ledger = self.acks = self.options = None
         self.heard = 0  # bytes of the scribe's answers
         self.replaced = 0      # guards that died, as of the last refresh_guard()
         self.rebooting = None  # the host on which the VM is being started again
@@ -86,7 +86,8 @@ class FaultLab:
         self.supervisor = Supervisor(self.rig)
         try:
             self.supervisor.start()
-            self.rig.start_vm(memory="192M", **disks.vm_options(self.rig, "hosta"))
+            self.options = disks.vm_options(self.rig, "hosta", memory="192M")
+            self.rig.start_vm(**self.options)
             self.connect_clients()
             self.settle()
             self.clean = {role: self.inventory(host) for role, host in self.roles()}
@@ -185,9 +186,12 @@ class FaultLab:
 
     def start_again(self):
         """Orders the start of a VM that runs nowhere, unless that is under way."""
-        if not self.starting or self.starting.poll() is not None:
+        if self.starting and self.starting.poll() is None:
+            return
+        path = self.rig.vm_file(standby=other(self.rebooting), **self.options)
+        with open(f"{self.rig.dir}/start.log", "a", encoding="utf-8") as log:
             self.starting = self.rig.spawn(self.rebooting, ["understudy", "start", "--no-wait",
-                                                            f"{self.rig.dir}/web.yaml"])
+                                                            path], log, log)
 
     def booted(self):
         """After a restart: the guest answers, and has clients."""
