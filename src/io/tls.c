@@ -388,6 +388,8 @@ struct transport *transport_tls_new(struct tls_context *context, int fd,
         return NULL;
     }
     SSL_set_bio(t->ssl, bio, bio);
+    if (params->purpose == TLS_ARBITER) /* a witness has thousands, most of them idle */
+        (void)SSL_set_mode(t->ssl, SSL_MODE_RELEASE_BUFFERS);
     transport_tune(fd);
     return &t->base;
 }

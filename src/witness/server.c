@@ -9,9 +9,11 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/queue.h>
+#include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
+#include <xxhash.h>
 
 #include "base/cleanup.h"
 #include "base/fault.h"
@@ -25,6 +27,7 @@ enum {
     ACCEPT_PAUSE_US = 1000000, /* after accept() failed for want of memory or descriptors */
     OTHER_FILES = 64,          /* descriptors that are not connections */
     REFUSAL_LOG_MS = 60000,
+    NETWORKS = 256,
 };
 
 /* Why a stranger was sent away: each kind is logged once a minute. */
@@ -51,7 +54,7 @@ struct client {
     bool unknown;          /* showed a key that is not allowed */
     uint64_t since_ns;     /* when it came */
     struct public_key key; /* once TLS is done */
-    uint8_t network[16];   /* its address as far as one owner has all of it */
+    uint8_t network;       /* where from: see network_of() */
     char address[80];      /* for people */
 };
 
@@ -66,12 +69,32 @@ struct server {
     sd_event_source *listen_source, *pause_source;
     sd_event_source *late_source; /* the oldest stranger's time is up */
     struct client_list strangers, members;
+    uint32_t n_strangers_of[NETWORKS];
+    uint64_t network_seed;
     uint32_t n_strangers, n_members, members_max;
     struct log_limit log_refused[REFUSALS], log_broken, log_swap, log_error;
     char address[80];
 };
 
 /* ---- clients come and go ---- */
+
+static void stranger_add(struct client *client)
+{
+    struct server *server = client->server;
+
+    TAILQ_INSERT_TAIL(&server->strangers, client, link);
+    server->n_strangers_of[client->network]++;
+    server->n_strangers++;
+}
+
+static void stranger_remove(struct client *client)
+{
+    struct server *server = client->server;
+
+    TAILQ_REMOVE(&server->strangers, client, link);
+    server->n_strangers_of[client->network]--;
+    server->n_strangers--;
+}
 
 static void client_drop(struct client *client)
 {
@@ -82,8 +105,7 @@ static void client_drop(struct client *client)
         server->n_clients[client->host]--;
         server->n_members--;
     } else {
-        TAILQ_REMOVE(&server->strangers, client, link);
-        server->n_strangers--;
+        stranger_remove(client);
     }
     channel_close(client->channel);
     free(client);
@@ -125,18 +147,17 @@ static int on_late(sd_event_source *source, uint64_t usec, void *user)
 /* Makes room among the strangers: where most of them come from, the oldest goes. */
 static void drop_one_stranger(struct server *server)
 {
-    struct client *client, *other, *victim = NULL;
-    unsigned n, most = 0;
+    struct client *victim;
+    int most = 0;
 
-    TAILQ_FOREACH(client, &server->strangers, link)
+    for (int i = 1; i < NETWORKS; i++) {
+        if (server->n_strangers_of[i] > server->n_strangers_of[most])
+            most = i;
+    }
+    TAILQ_FOREACH(victim, &server->strangers, link)
     {
-        n = 0;
-        TAILQ_FOREACH(other, &server->strangers, link)
-        n += memcmp(client->network, other->network, sizeof(client->network)) == 0;
-        if (n > most) {
-            most = n;
-            victim = client;
-        }
+        if (victim->network == most)
+            break;
     }
     client_refuse(victim, REFUSED_CROWD, "too many who have said no hello yet");
 }
@@ -164,8 +185,7 @@ static void client_admit(struct client *client, uint32_t host)
         drop_one_member(server, &host);
     if (server->n_members == server->members_max)
         drop_one_member(server, NULL);
-    TAILQ_REMOVE(&server->strangers, client, link);
-    server->n_strangers--;
+    stranger_remove(client);
     client->member = true;
     client->host = host;
     TAILQ_INSERT_TAIL(&server->members, client, link);
@@ -337,16 +357,16 @@ static int on_pause_over(sd_event_source *source, uint64_t usec, void *user)
     return sd_event_source_set_enabled(server->listen_source, SD_EVENT_ON);
 }
 
-/* Of IPv6, one owner has at least 64 bits. */
-static void network_of(const struct sockaddr_storage *from, uint8_t out[static 16])
+/* A number for the network that a connection comes from: of IPv6, one owner has at least 64 bits.
+ * Others may have the same number, but nobody knows who. */
+static uint8_t network_of(const struct server *server, const struct sockaddr_storage *from)
 {
     const struct in6_addr *ip6 = &((const struct sockaddr_in6 *)from)->sin6_addr;
+    const struct in_addr *ip4 = &((const struct sockaddr_in *)from)->sin_addr;
 
-    memset(out, 0, 16);
     if (from->ss_family == AF_INET)
-        memcpy(out, &((const struct sockaddr_in *)from)->sin_addr, 4);
-    else if (from->ss_family == AF_INET6)
-        memcpy(out, ip6, IN6_IS_ADDR_V4MAPPED(ip6) ? 16 : 8);
+        return XXH64(ip4, sizeof(*ip4), server->network_seed) % NETWORKS;
+    return XXH64(ip6, IN6_IS_ADDR_V4MAPPED(ip6) ? 16 : 8, server->network_seed) % NETWORKS;
 }
 
 static void format_address(const struct sockaddr_storage *from, socklen_t n, char out[static 80])
@@ -396,10 +416,10 @@ static void stranger_new(struct server *server, int fd, const struct sockaddr_st
     }
     client->server = server;
     client->since_ns = clock_now_ns();
-    network_of(from, client->network);
+    client->network = network_of(server, from);
     format_address(from, n_from, client->address);
-    TAILQ_INSERT_TAIL(&server->strangers, client, link);
-    if (++server->n_strangers > SERVER_STRANGERS_MAX)
+    stranger_add(client);
+    if (server->n_strangers > SERVER_STRANGERS_MAX)
         drop_one_stranger(server);
     set_late_timer(server);
 }
@@ -473,6 +493,7 @@ int server_new(sd_event *event, const char *address, struct store *store, struct
     server->hosts = hosts;
     server->listen_fd = -1;
     server->members_max = clients_max();
+    (void)getrandom(&server->network_seed, sizeof(server->network_seed), 0); /* cannot fail now */
     for (int i = 0; i < REFUSALS; i++)
         server->log_refused[i].period_ms = REFUSAL_LOG_MS;
     TAILQ_INIT(&server->strangers);

@@ -22,7 +22,7 @@
  * and whoever it belongs to connects again when he has something to ask. */
 
 enum {
-    SERVER_STRANGERS_MAX = 64,
+    SERVER_STRANGERS_MAX = 1024,   /* after a restart, many hosts come at once */
     SERVER_HOST_CLIENTS_MAX = 256, /* connections of one host: two for each VM, and tools */
     SERVER_CLIENTS_MAX = 16384,    /* of all hosts; fewer if descriptors are */
 };
