@@ -60,7 +60,7 @@ static int allow_group(const struct host *host, struct err *err)
 
 static int serve(struct host *host, struct err *err)
 {
-    char path[RECORD_PATH_MAX];
+    char path[RECORD_PATH_MAX], key[PUBLIC_KEY_TEXT];
     int r;
 
     r = records_prepare(&host->config, err);
@@ -79,7 +79,9 @@ static int serve(struct host *host, struct err *err)
     r = door_open(host, err);
     if (r < 0)
         return r;
-    log_info("%s, peers on %s, orders on %s", argp_program_version, host->config.listen, path);
+    public_key_format(identity_public(host->identity), key);
+    log_info("%s, peers on %s, orders on %s, key %s", argp_program_version, host->config.listen,
+             path, key);
     (void)sd_notify(0, "READY=1");
     vms_notify(host);
     return 0;

@@ -1,17 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 
 #include "control_loop.h"
 #include "io/control.h"
 #include "io/control_line.h"
 
 enum { BIG = 900000 }; /* bytes of an answer that no socket's buffer holds */
+
+enum { NOBODY = 65533, ALLOWED = 65532, OTHERS = 65531 }; /* a user; groups */
 
 struct fixture {
     struct loop loop;
@@ -413,6 +417,53 @@ static void test_too_many_clients(void **state)
     close(late);
 }
 
+/* Asks as a user who is in these two groups. Whether there is an answer. */
+static bool served_as(struct fixture *f, gid_t own, gid_t other)
+{
+    static const char line[] = "{\"command\":\"x\"}\n";
+    bool ended = false;
+    int status;
+    pid_t pid = fork();
+
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        struct pollfd p = {.events = POLLIN};
+
+        if (setgroups(1, &other) < 0 || setgid(own) < 0 || setuid(NOBODY) < 0 ||
+            control_connect(f->loop.path, &p.fd, NULL) < 0)
+            _exit(99);
+        (void)send(p.fd, line, strlen(line), MSG_NOSIGNAL);
+        _exit(poll(&p, 1, 10000) == 1 && recv(p.fd, &status, 1, 0) == 1 ? 0 : 1);
+    }
+    for (double end = loop_seconds() + 10; !ended;) {
+        assert_true(loop_seconds() < end);
+        assert_true(sd_event_run(f->loop.event, 10000) >= 0);
+        ended = waitpid(pid, &status, WNOHANG) == pid;
+    }
+    assert_true(WIFEXITED(status));
+    assert_in_range(WEXITSTATUS(status), 0, 1);
+    return WEXITSTATUS(status) == 0;
+}
+
+/* The socket lets everybody connect here, so that it is the server that tells them apart. */
+static void test_group(void **state)
+{
+    struct fixture *f = *state;
+    struct stat st;
+    struct err err;
+
+    assert_int_equal(chmod(f->loop.dir, 0711) | chmod(f->loop.path, 0666), 0);
+    assert_false(served_as(f, ALLOWED, ALLOWED));
+    assert_int_equal(control_server_allow(f->server, ALLOWED, &err), 0);
+    assert_int_equal(stat(f->loop.path, &st), 0);
+    assert_int_equal(st.st_mode & 0777, 0660);
+    assert_int_equal(st.st_gid, ALLOWED);
+    assert_int_equal(chmod(f->loop.path, 0666), 0);
+    assert_true(served_as(f, ALLOWED, OTHERS));
+    assert_true(served_as(f, OTHERS, ALLOWED));
+    assert_false(served_as(f, OTHERS, OTHERS));
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -430,6 +481,7 @@ int main(void)
         TEST(test_passing_fds),
         TEST(test_socket_file),
         TEST(test_too_many_clients),
+        TEST(test_group),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
