@@ -17,24 +17,7 @@
 /* The command line as people and scripts see it: what it prints and its exit status. Arguments:
  * understudy, understudyd, the stand-in for the processes of its VMs. */
 
-static const char *understudy, *understudyd, *fake_guard;
-
-static int setup(void **state)
-{
-    struct host_run *h = calloc(1, sizeof(*h));
-
-    host_run_init(h, understudyd, fake_guard);
-    host_run_start(h);
-    *state = h;
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    host_run_done(*state);
-    free(*state);
-    return 0;
-}
+static const char *understudy;
 
 /* ---- the command ---- */
 
@@ -336,7 +319,7 @@ static void test_peer(void **state)
     assert_int_equal(run(h, "peer"), 2);
 }
 
-#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+#define TEST(name) cmocka_unit_test_setup_teardown(name, host_run_setup, host_run_teardown)
 
 int main(int argc, char **argv)
 {
@@ -348,12 +331,8 @@ int main(int argc, char **argv)
         TEST(test_peer),
     };
 
-    if (argc != 4)
+    if (argc != 4 || !host_run_programs(argv[2], argv[3]))
         return 2;
-    understudy = realpath(argv[1], NULL); /* the configuration wants whole paths */
-    understudyd = realpath(argv[2], NULL);
-    fake_guard = realpath(argv[3], NULL);
-    if (!understudy || !understudyd || !fake_guard)
-        return 2;
+    understudy = argv[1];
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -17,25 +17,6 @@
 /* understudyd as a process, with a stand-in for the processes of its VMs (host_fake_guard.c) and
  * this test as its clients. host_door.c has its peers. Arguments: understudyd, the stand-in. */
 
-static const char *understudyd, *fake_guard;
-
-static int setup(void **state)
-{
-    struct host_run *f = calloc(1, sizeof(*f));
-
-    host_run_init(f, understudyd, fake_guard);
-    host_run_start(f);
-    *state = f;
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    host_run_done(*state);
-    free(*state);
-    return 0;
-}
-
 /* ---- its client ---- */
 
 static const char *order(const struct host_run *f, const char *command, const char *vm)
@@ -234,7 +215,7 @@ static void test_group(void **state)
     }
 }
 
-#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+#define TEST(name) cmocka_unit_test_setup_teardown(name, host_run_setup, host_run_teardown)
 
 int main(int argc, char **argv)
 {
@@ -244,11 +225,7 @@ int main(int argc, char **argv)
         TEST(test_deaf),    TEST(test_group),
     };
 
-    if (argc != 3)
-        return 2;
-    understudyd = realpath(argv[1], NULL); /* the configuration wants whole paths */
-    fake_guard = realpath(argv[2], NULL);
-    if (!understudyd || !fake_guard)
+    if (argc != 3 || !host_run_programs(argv[1], argv[2]))
         return 2;
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

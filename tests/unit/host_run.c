@@ -19,6 +19,15 @@
 #include "keys.h"
 #include "unit.h"
 
+static const char *understudyd, *fake_guard;
+
+bool host_run_programs(const char *understudyd_path, const char *fake_guard_path)
+{
+    understudyd = realpath(understudyd_path, NULL); /* the configuration wants whole paths */
+    fake_guard = realpath(fake_guard_path, NULL);
+    return understudyd && fake_guard;
+}
+
 static unsigned free_port(void)
 {
     struct sockaddr_in addr = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
@@ -55,12 +64,11 @@ void host_run_configure(const struct host_run *h, const char *line)
     assert_int_equal(fclose(config), 0);
 }
 
-void host_run_init(struct host_run *h, const char *understudyd, const char *fake_guard)
+static void init(struct host_run *h)
 {
     FILE *config;
 
-    *h = (struct host_run){
-        .understudyd = understudyd, .fake_guard = fake_guard, .dir = "/tmp/host.XXXXXX"};
+    *h = (struct host_run){.dir = "/tmp/host.XXXXXX"};
     assert_non_null(mkdtemp(h->dir));
     (void)snprintf(h->config, sizeof(h->config), "%s/u.yaml", h->dir);
     (void)snprintf(h->socket, sizeof(h->socket), "%s/run/understudyd.sock", h->dir);
@@ -150,7 +158,7 @@ void host_run_start(struct host_run *h)
         (void)snprintf(log, sizeof(log), "%s/understudyd.log", h->dir);
         fd = open(log, O_WRONLY | O_CREAT | O_APPEND, 0600);
         (void)dup2(fd, STDERR_FILENO);
-        (void)execl(h->understudyd, h->understudyd, "--config", h->config, NULL);
+        (void)execl(understudyd, understudyd, "--config", h->config, NULL);
         _exit(127);
     }
     host_run_wait(h, host_run_is_up);
@@ -210,7 +218,7 @@ bool host_run_exists(const struct host_run *h, const char *path)
     return access(full, F_OK) == 0;
 }
 
-void host_run_done(struct host_run *h)
+static void done(struct host_run *h)
 {
     char command[64];
     json_t *answer, *vm;
@@ -230,4 +238,21 @@ void host_run_done(struct host_run *h)
     identity_free(h->hosta);
     (void)snprintf(command, sizeof(command), "rm -rf %s", h->dir);
     assert_int_equal(system(command), 0);
+}
+
+int host_run_setup(void **state)
+{
+    struct host_run *h = malloc(sizeof(*h));
+
+    init(h);
+    host_run_start(h);
+    *state = h;
+    return 0;
+}
+
+int host_run_teardown(void **state)
+{
+    done(*state);
+    free(*state);
+    return 0;
 }

@@ -13,17 +13,22 @@
  * processes of its VMs (host_fake_guard.c). The host's name is hostb, its peer is hosta, whose key
  * the test has. */
 struct host_run {
-    const char *understudyd, *fake_guard;
     struct identity *hosta;
-    char dir[32];    /* made by host_run_init(), removed by host_run_done() */
+    char dir[32];    /* all of its files */
     char config[64]; /* its configuration */
     char socket[64]; /* where it takes orders */
     unsigned port;   /* where it listens for peers */
     pid_t daemon;    /* 0: not running */
 };
 
+/* Which programs are run; first of all, from main(). False: they are not there. */
+bool host_run_programs(const char *understudyd, const char *fake_guard);
+
+/* For the tests' fixtures: *state is a struct host_run that is started, and ends with the test. */
+int host_run_setup(void **state);
+int host_run_teardown(void **state);
+
 /* All of these fail the test that calls them when something is wrong. */
-void host_run_init(struct host_run *h, const char *understudyd, const char *fake_guard);
 
 /* Starts understudyd and waits until it answers. */
 void host_run_start(struct host_run *h);
@@ -57,8 +62,5 @@ unsigned host_run_logged(const struct host_run *h, const char *text);
 
 /* Is there a file of that path, below its directory? */
 bool host_run_exists(const struct host_run *h, const char *path);
-
-/* Kills it and its VMs' processes, and removes its directory. */
-void host_run_done(struct host_run *h);
 
 #endif
