@@ -23,8 +23,7 @@ enum {
 struct channel {
     struct transport *transport;
     sd_event_source *source;
-    sd_event_source *pending_source; /* on while the transport has bytes that poll does not see */
-    sd_event_source *broken_source;  /* defers on_broken to the loop */
+    sd_event_source *broken_source; /* defers on_broken to the loop */
     enum wire_channel kind;
     const struct channel_callbacks *callbacks;
     void *user;
@@ -53,25 +52,29 @@ static void fail(struct channel *c, const char *why)
     c->broken = true;
     (void)snprintf(c->why, sizeof(c->why), "%s", why);
     (void)sd_event_source_set_enabled(c->source, SD_EVENT_OFF);
-    (void)sd_event_source_set_enabled(c->pending_source, SD_EVENT_OFF);
     /* Without memory for the event source, silence will tell what the callback cannot. */
     if (sd_event_add_defer(sd_event_source_get_event(c->source), &c->broken_source,
                            on_broken_dispatch, c) >= 0)
         (void)sd_event_source_set_priority(c->broken_source, SD_EVENT_PRIORITY_IMPORTANT);
 }
 
-/* Has the loop wake us for whatever brings the connection on. */
+static bool has_pending(const struct channel *c)
+{
+    const struct transport_ops *ops = c->transport->ops;
+
+    return ops->pending && ops->pending(c->transport);
+}
+
+/* Has the loop wake us for whatever brings the connection on. Bytes that are pending when we get
+ * the transport are seen at once, since its socket can be written. */
 static void watch(struct channel *c)
 {
     const struct transport_ops *ops = c->transport->ops;
     bool write = ops->wants_write ? ops->wants_write(c->transport) : c->out_from < c->out_to;
 
-    if (c->broken)
-        return;
-    (void)sd_event_source_set_io_events(c->source, EPOLLIN | (write ? EPOLLOUT : 0));
-    if (ops->pending)
-        (void)sd_event_source_set_enabled(c->pending_source,
-                                          ops->pending(c->transport) ? SD_EVENT_ON : SD_EVENT_OFF);
+    if (!c->broken)
+        (void)sd_event_source_set_io_events(c->source,
+                                            EPOLLIN | (write || has_pending(c) ? EPOLLOUT : 0));
 }
 
 static void flush(struct channel *c)
@@ -200,14 +203,15 @@ static bool read_some(struct channel *c, bool *freed)
     return true;
 }
 
-/* Reads first: in a handshake that is what brings the writing on, whichever of both it waits for.
- */
-static void work(struct channel *c)
+/* Reads first: in a handshake that is what brings the writing on. Poll does not tell of what the
+ * transport has already read, so that is taken in any case: a record, at most. */
+static int on_io(sd_event_source *source, int fd, uint32_t events, void *user)
 {
+    struct channel *c = user;
     bool freed = false;
 
     c->freed = &freed;
-    for (int i = 0; i < 2 * MESSAGES_PER_WAKEUP && !c->broken; i++) {
+    for (int i = 0; !c->broken && (i < 2 * MESSAGES_PER_WAKEUP || has_pending(c)); i++) {
         if (!read_some(c, &freed))
             break;
     }
@@ -215,17 +219,6 @@ static void work(struct channel *c)
         flush(c);
         c->freed = NULL;
     }
-}
-
-static int on_io(sd_event_source *source, int fd, uint32_t events, void *user)
-{
-    work(user);
-    return 0;
-}
-
-static int on_pending(sd_event_source *source, void *user)
-{
-    work(user);
     return 0;
 }
 
@@ -256,12 +249,6 @@ int channel_new(sd_event *event, struct transport *t, enum wire_channel kind, in
         r = sd_event_add_io(event, &c->source, t->ops->fd(t), EPOLLIN, on_io, c);
     if (r >= 0)
         r = sd_event_source_set_priority(c->source, priority);
-    if (r >= 0)
-        r = sd_event_add_defer(event, &c->pending_source, on_pending, c);
-    if (r >= 0)
-        r = sd_event_source_set_priority(c->pending_source, priority);
-    if (r >= 0)
-        r = sd_event_source_set_enabled(c->pending_source, SD_EVENT_OFF);
     if (r < 0) {
         channel_close(c);
         return r;
@@ -282,7 +269,6 @@ static void channel_free(struct channel *c)
     if (c->freed)
         *c->freed = true;
     sd_event_source_disable_unref(c->source);
-    sd_event_source_disable_unref(c->pending_source);
     sd_event_source_disable_unref(c->broken_source);
     free(c);
 }

@@ -13,10 +13,14 @@
  * tickets, no early data, no renegotiation; AES-GCM or ChaCha20, X25519 or P-256.
  *
  * The handshake happens inside the first reads and writes, on blocking and non-blocking sockets
- * alike. Until it is done nothing is allocated for the other side but OpenSSL's state of one
- * connection (some 40 KiB), and nothing that it sent is handed out. A side that is refused gets an
- * alert; the reader here gets -EACCES (unknown key, no key, expired), -EPROTO (plain text, another
- * version, another purpose, damage) or what the socket says. */
+ * alike. Until it is done a connection costs OpenSSL's state (80 KiB; 240 at most, when the other
+ * side announces a long hello), and nothing that it sent is handed out. A side that is refused gets
+ * an alert; both get -EACCES (unknown key, no key, expired), or -EPROTO (plain text, another
+ * version, another purpose, damage), or what the socket says. Later damage is -EPROTO too. An error
+ * stays: no byte comes after it.
+ *
+ * There is no closing alert, and the end of the socket's stream is the end of this one: whoever has
+ * to know whether that is all says so in his own protocol. */
 
 struct tls_context;
 
@@ -34,7 +38,8 @@ struct tls_params {
     enum tls_role role;
     enum tls_purpose purpose;
     /* Is this the key of somebody who may be there? Called once, in the handshake, by whoever reads
-     * or writes. `user` is borrowed for as long as the transport lives. */
+     * or writes; that they have the private key is proven after it. `user` is borrowed for as long
+     * as the transport lives. */
     bool (*trusted)(void *user, const struct public_key *theirs);
     void *user;
 };
@@ -58,8 +63,9 @@ struct transport *transport_tls_new(struct tls_context *context, int fd,
 const struct public_key *tls_peer_key(const struct transport *t);
 
 /* Ends TLS without a word and returns the socket, which the caller owns; the transport is freed.
- * Only when both sides have agreed to, with nothing under way: -EBUSY (and nothing happens) when
- * bytes of the other side are buffered here. */
+ * Only when both sides have agreed to, with nothing under way: -EBUSY (and nothing happens) before
+ * the handshake is done, and while bytes are buffered here, of the other side's or for it; -EINVAL
+ * when `t` is no TLS transport. */
 int tls_detach(struct transport *t) US_MUST_CHECK;
 
 #endif

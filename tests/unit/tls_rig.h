@@ -3,6 +3,7 @@
 #define US_TESTS_TLS_RIG_H
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -136,6 +137,22 @@ static inline void tls_pair(const struct tls_host *client, const struct tls_host
     t[1] = tls_side(server, fd[1], TLS_SERVER, purpose, client);
     if (!tls_handshake(t, ret))
         fail_msg("client: %s; server: %s", strerror(-ret[0]), strerror(-ret[1]));
+}
+
+/* Both ends send a little, and both get it. They are blocking then. */
+static inline void tls_exchange(struct transport *t[2])
+{
+    for (int i = 0; i < 2; i++) {
+        struct iovec out[2] = {{.iov_base = (char[]){"hel"}, .iov_len = 3},
+                               {.iov_base = (char[]){"lo"}, .iov_len = 3}};
+        char in[6] = "";
+
+        assert_int_equal(transport_set_blocking(t[i], true), 0);
+        assert_int_equal(transport_set_blocking(t[!i], true), 0);
+        assert_int_equal(transport_write_all(t[i], out, 2), 0);
+        assert_int_equal(transport_read_all(t[!i], in, sizeof(in)), 0);
+        assert_string_equal(in, "hello");
+    }
 }
 
 static inline void tls_pair_close(struct transport *t[2])
