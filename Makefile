@@ -31,10 +31,13 @@ bench-basic: guest ## measure outage, activation, pause, latency and idle cost (
 bench-disk: guest ## measure what replicated disks cost (root)
 	@bench/disk
 
+bench-link: all ## measure what encryption costs the link
+	@bench/link
+
 install: all ## install below DESTDIR
 	@meson install -C $(BUILD) --no-rebuild $(if $(DESTDIR),--destdir $(abspath $(DESTDIR)))
 
 clean: ## remove what was built
 	@rm -rf $(BUILD) bench/out
 
-.PHONY: all help setup guest demo check bench-basic bench-disk install clean
+.PHONY: all help setup guest demo check bench-basic bench-disk bench-link install clean
