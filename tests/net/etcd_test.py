@@ -8,7 +8,6 @@ Runs in a network namespace of its own: a node each on 127.0.0.1, .2 and .3."""
 import contextlib
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -16,11 +15,12 @@ import tempfile
 import threading
 import time
 
-from etcd_cluster import Cluster, make_authority, make_certificate
 from grpc_stub import HEADER, Stub, field, register
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "vm"))
-from rig import BUILD, Tap, expect, wait_for  # noqa: E402 pylint: disable=wrong-import-position
+# pylint: disable=wrong-import-position
+from etcd_cluster import Cluster, make_authority, make_certificate  # noqa: E402
+from rig import BUILD, Tap, expect  # noqa: E402
 
 PROBE, SEMANTICS = f"{BUILD}/tests/net/arbiter-probe", f"{BUILD}/tests/net/arbiter-semantics"
 NODES = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]

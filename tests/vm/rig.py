@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 
+from etcd_cluster import Cluster, make_certificate
 from faults import FaultFile
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -24,6 +25,7 @@ LEDGER_PORT = 7000
 KEEPER_PORT = 7001
 SCRIBE_PORT = 7002
 MODEL_PORT = 7003
+MEMBERS = ("hosta", "hostb", "witness")  # where the nodes of etcd live
 EMULATOR_USER = 64110  # as in tools/lab's configurations
 
 
@@ -146,9 +148,11 @@ class Acks:
 
 
 class Rig:
-    """hosta, hostb (and hostc) with understudyd, and a witness."""
+    """hosta, hostb (and hostc) with understudyd, and an arbiter: a witness, or etcd with a member on
+    each of hosta, hostb and the witness's host."""
 
-    def __init__(self, name="rig", hosts=("hosta", "hostb"), emulator=None, config="", faults=None):
+    def __init__(self, name="rig", hosts=("hosta", "hostb"), emulator=None, config="", faults=None,
+                 arbiter="witness"):
         self.name = os.environ.get("LAB_PREFIX", "") + name  # so that two runs can be told apart
         self.hosts = hosts
         self.dir = f"/run/understudy-lab/{self.name}"
@@ -159,6 +163,8 @@ class Rig:
         self.config = config
         self.faults = faults or {}  # by host: the order that its processes start with
         self.fault_files = {}
+        self.arbiter = arbiter
+        self.etcd = None
         self.daemons = {}
         self.clients = []
 
@@ -212,9 +218,28 @@ class Rig:
         for host in self.hosts:
             with open(f"{self.dir}/{host}/understudy.yaml", "a", encoding="ascii") as config:
                 config.write(self.config)
-        for host in ("witness", *self.hosts):
+        if self.arbiter == "etcd":
+            self.start_etcd()
+        for host in self.hosts if self.etcd else ("witness", *self.hosts):
             self.start_daemon(host)
         self.lab("trust")
+
+    def start_etcd(self):
+        folder = f"{self.dir}/etcd"
+        os.mkdir(folder)
+        self.etcd = Cluster(folder, ["10.77.0.1", "10.77.0.2", "10.77.0.4"], env=self.env,
+                            at=lambda node: [f"{TOP}/tools/lab", "exec", MEMBERS[node]])
+        self.etcd.__enter__()
+        make_certificate(folder, "hosts")
+        for host in self.hosts:
+            urls = self.etcd.urls(MEMBERS.index(host) if host in MEMBERS else 0)
+            path = f"{self.dir}/{host}/understudy.yaml"
+            with open(path, encoding="ascii") as config:
+                text = re.sub(r"^arbiter:\n(  .*\n)*", "", config.read(), flags=re.M)
+            with open(path, "w", encoding="ascii") as config:
+                config.write(f"{text}arbiter:\n  etcd: [{', '.join(urls)}]\n"
+                             f"  ca: {folder}/ca.pem\n  cert: {folder}/hosts.pem\n"
+                             f"  key: {folder}/hosts.key\n")
 
     def reachable_emulator(self):
         """The emulator, or a copy: a source tree may be in a private directory."""
@@ -232,6 +257,8 @@ class Rig:
             daemon.wait(10)
         for file in self.fault_files.values():
             file.close()
+        if self.etcd:
+            self.etcd.__exit__()
 
     def __enter__(self):
         try:
@@ -243,7 +270,7 @@ class Rig:
 
     def __exit__(self, kind, value, trace):
         if kind is Failure:
-            for host in ("witness", *self.hosts):
+            for host in self.daemons:
                 for line in self.log(host).splitlines()[-40:]:
                     print(f"# {host}: {line}", file=sys.stderr)
         self.down()
@@ -252,6 +279,8 @@ class Rig:
         """A crashed host comes up again, as after a reboot, with its understudyd."""
         self.lab("restart", host)
         self.daemons[host].wait(10)
+        if self.etcd:
+            self.etcd.start(MEMBERS.index(host))
         self.start_daemon(host)
 
     # -- the VM --

@@ -34,13 +34,15 @@ def make_certificate(folder, name, addresses=(), authority="ca", days="2"):
 
 
 class Cluster:
-    """Nodes 0, 1, ... at the addresses. `run` is put before every command (a namespace, say);
-    election_ms: after how long without a leader the others elect one (default: etcd's)."""
+    """Nodes 0, 1, ... at the addresses. at(node) is put before every command, to have it run where
+    that node lives; env: the environment of these. election_ms: after how long without a leader
+    the others elect one (default: etcd's)."""
 
-    def __init__(self, folder, addresses, run=(), election_ms=1000):
+    def __init__(self, folder, addresses, at=lambda node: [], env=None, election_ms=1000):
         self.folder = folder
         self.addresses = addresses
-        self.run = list(run)
+        self.at = at
+        self.env = {**(env or os.environ), "ETCDCTL_API": "3"}
         self.election_ms = election_ms
         self.nodes = {}
         if not os.path.exists(f"{folder}/ca.pem"):
@@ -84,12 +86,12 @@ class Cluster:
             "peer-trusted-ca-file": files[2],
             "election-timeout": str(self.election_ms),
             "heartbeat-interval": str(self.election_ms // 10)}
-        command = [*self.run, "etcd", "--client-cert-auth", "--peer-client-cert-auth"]
+        command = [*self.at(node), "etcd", "--client-cert-auth", "--peer-client-cert-auth"]
         for name, value in options.items():
             command += [f"--{name}", value]
         with open(f"{self.folder}/n{node}.log", "a", encoding="utf-8") as log:
             self.nodes[node] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log,
-                                                stderr=log)
+                                                stderr=log, env=self.env)
 
     def signal(self, node, number):
         self.nodes[node].send_signal(number)
@@ -101,10 +103,10 @@ class Cluster:
     def ctl(self, *args, node=0, check=True, timeout=20):
         """etcdctl at one node, as root."""
         return subprocess.run(
-            [*self.run, "etcdctl", "--endpoints", self.url(node), "--cacert",
+            [*self.at(node), "etcdctl", "--endpoints", self.url(node), "--cacert",
              f"{self.folder}/ca.pem", "--cert", f"{self.folder}/root.pem", "--key",
              f"{self.folder}/root.key", *args],
-            env={**os.environ, "ETCDCTL_API": "3"}, stdin=subprocess.DEVNULL, text=True,
+            env=self.env, stdin=subprocess.DEVNULL, text=True,
             capture_output=True, check=check, timeout=timeout)
 
     def wait_healthy(self, nodes=None, seconds=60):
