@@ -79,7 +79,7 @@ static void key_of(const char *prefix, const char *vm, char out[static KEY_MAX])
 int etcd_value_format(const struct arb_record *record, char out[static ETCD_VALUE_MAX])
 {
     if (record->term > INT64_MAX)
-        return -1;
+        return -ERANGE;
     (void)snprintf(out, ETCD_VALUE_MAX,
                    "{\"term\":%" PRIu64 ",\"owner\":\"%s\",\"mode\":\"%s\",\"standby\":\"%s\"}",
                    record->term, record->owner, record->mode == ARB_PAIRED ? "paired" : "solo",
@@ -227,8 +227,11 @@ static bool next_field(struct pb *pb, struct pb_field *f)
     return !pb->bad;
 }
 
-static bool is(const struct pb_field *f, uint32_t number, enum pb_type type)
+/* True for that field; one of that number and another type is none of the messages we know. */
+static bool is(struct pb *pb, const struct pb_field *f, uint32_t number, enum pb_type type)
 {
+    if (f->number == number && f->type != type)
+        pb->bad = true;
     return f->number == number && f->type == type;
 }
 
@@ -239,9 +242,9 @@ static bool get_header(struct pb pb, struct etcd_header *ret_header)
     struct pb_field f;
 
     while (next_field(&pb, &f)) {
-        if (is(&f, 1, PB_VARINT))
+        if (is(&pb, &f, 1, PB_VARINT))
             header.cluster_id = f.value;
-        else if (is(&f, 3, PB_VARINT))
+        else if (is(&pb, &f, 3, PB_VARINT))
             header.revision = f.value;
     }
     *ret_header = header;
@@ -258,9 +261,9 @@ static bool get_key_value(struct pb pb, struct key_value *kv)
 
     *kv = (struct key_value){0};
     while (next_field(&pb, &f)) {
-        if (is(&f, 1, PB_BYTES))
+        if (is(&pb, &f, 1, PB_BYTES))
             kv->key = f.bytes;
-        else if (is(&f, 5, PB_BYTES))
+        else if (is(&pb, &f, 5, PB_BYTES))
             kv->value = f.bytes;
     }
     return !pb.bad;
@@ -323,9 +326,10 @@ static int get_register(struct pb range, const char *key, struct arb_record *ret
     int r;
 
     while (next_field(&range, &f)) {
-        if (is(&f, 2, PB_BYTES) && (n++ || !get_key_value(f.bytes, &kv) || !text_is(&kv.key, key)))
+        if (is(&range, &f, 2, PB_BYTES) &&
+            (n++ || !get_key_value(f.bytes, &kv) || !text_is(&kv.key, key)))
             return malformed(err);
-        if (is(&f, 3, PB_VARINT) && f.value)
+        if (is(&range, &f, 3, PB_VARINT) && f.value)
             return malformed(err);
     }
     if (range.bad)
@@ -347,13 +351,13 @@ static bool get_txn(struct pb pb, bool *ret_done, struct pb *ret_range)
     bool done = false;
 
     while (next_field(&pb, &f)) {
-        if (is(&f, 2, PB_VARINT))
+        if (is(&pb, &f, 2, PB_VARINT))
             done = f.value != 0;
-        if (!is(&f, 3, PB_BYTES))
+        if (!is(&pb, &f, 3, PB_BYTES))
             continue;
         n++;
         while (next_field(&f.bytes, &op)) {
-            if (is(&op, 1, PB_BYTES)) {
+            if (is(&f.bytes, &op, 1, PB_BYTES)) {
                 *ret_range = op.bytes;
                 n_ranges++;
             }
@@ -370,14 +374,15 @@ static bool find_header(struct pb pb, struct etcd_header *ret_header)
     struct pb_field f;
 
     while (next_field(&pb, &f)) {
-        if (is(&f, 1, PB_BYTES))
+        if (is(&pb, &f, 1, PB_BYTES))
             return get_header(f.bytes, ret_header);
     }
     return false;
 }
 
 int etcd_decode(const char *prefix, const struct wire_arb_request *request, const uint8_t *bytes,
-                size_t n, struct wire_arb_reply *ret_reply, struct etcd_header *ret_header, struct err *err)
+                size_t n, struct wire_arb_reply *ret_reply, struct etcd_header *ret_header,
+                struct err *err)
 {
     struct wire_arb_reply reply = {.status = WIRE_ARB_DONE};
     struct pb answer = {bytes, bytes + n, false}, range = answer;
@@ -439,9 +444,9 @@ int etcd_decode_list(const char *prefix, const uint8_t *bytes, size_t n,
     if (!find_header(answer, &header))
         return malformed(err);
     while (next_field(&answer, &f)) {
-        if (is(&f, 3, PB_VARINT))
+        if (is(&answer, &f, 3, PB_VARINT))
             more = f.value != 0;
-        if (!is(&f, 2, PB_BYTES))
+        if (!is(&answer, &f, 2, PB_BYTES))
             continue;
         if (!get_key_value(f.bytes, &kv))
             return malformed(err);

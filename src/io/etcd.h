@@ -15,6 +15,7 @@
 enum {
     ETCD_MESSAGE_MAX = 2048, /* bytes of the longest request */
     ETCD_LIST_PAGE = 64,     /* registers in one answer to a list request */
+    ETCD_VALUE_MAX = 256,    /* bytes of the longest value, with the NUL */
 };
 
 struct etcd_message {
@@ -23,9 +24,8 @@ struct etcd_message {
     uint8_t bytes[ETCD_MESSAGE_MAX];
 };
 
-/* A register as it is kept: JSON in one spelling only, so that equal records are equal bytes. -1
- * when the term is beyond what JSON's numbers hold. `out` gets at least 200 bytes' room. */
-enum { ETCD_VALUE_MAX = 256 };
+/* A valid record as it is kept: JSON in one spelling only, so that equal records are equal bytes.
+ * 0, or -ERANGE when the term is above 2^63 - 1, which is more than JSON's numbers hold here. */
 int etcd_value_format(const struct arb_record *record,
                       char out[static ETCD_VALUE_MAX]) US_MUST_CHECK;
 
@@ -51,7 +51,8 @@ struct etcd_header {
 };
 
 /* Decodes the answer to a request. A register that cannot be read becomes WIRE_ARB_ERROR with the
- * reason in err, whatever was asked for; else err is "". 0, or -EPROTO when it is no answer to that request. */
+ * reason in err, whatever was asked for; else err is "". 0, or -EPROTO when it is no answer to that
+ * request. */
 int etcd_decode(const char *prefix, const struct wire_arb_request *request, const uint8_t *bytes,
                 size_t n, struct wire_arb_reply *ret_reply, struct etcd_header *ret_header,
                 struct err *err) US_MUST_CHECK;
