@@ -193,6 +193,7 @@ static int take_endpoints(const struct yamlfile *y, const struct arbiter_text *t
                           struct arbiter_config *arbiter, struct err *err)
 {
     static const char https[] = "https://";
+    const char *allowed = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-:[]";
 
     if (text->etcd_count == 0)
         return yamlfile_fail(y, err, "arbiter.etcd", "at least one endpoint is needed");
@@ -201,8 +202,9 @@ static int take_endpoints(const struct yamlfile *y, const struct arbiter_text *t
         char path[YAML_PATH_MAX];
 
         (void)snprintf(path, sizeof(path), "arbiter.etcd[%u]", i);
-        if (strncmp(url, https, strlen(https)) != 0 || !url[strlen(https)])
-            return yamlfile_fail(y, err, path, "\"%s\" does not begin with %s", url, https);
+        if (strncmp(url, https, strlen(https)) != 0 || !url[strlen(https)] ||
+            url[strlen(https) + strspn(url + strlen(https), allowed)])
+            return yamlfile_fail(y, err, path, "\"%s\" is not https://HOST:PORT", url);
         (void)snprintf(arbiter->etcd[i], ARBITER_URL_MAX, "%s", url);
         arbiter->n_etcd = i + 1;
     }
