@@ -41,6 +41,7 @@ int cli_stop(int argc, char **argv);
 int cli_check(int argc, char **argv);
 int cli_key(int argc, char **argv);
 int cli_peer(int argc, char **argv);
+int cli_arbiter(int argc, char **argv);
 int cli_version(int argc, char **argv);
 
 /* --- what the commands share (cli.c) --- */

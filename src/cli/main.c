@@ -51,6 +51,11 @@ const struct cli_command cli_commands[] = {
      "KEY is what `understudy key` shows there. A peer that is there already gets a second key, "
      "while its key is changed, or another address. remove with KEY takes only that one back.",
      cli_peer},
+    {"arbiter", "status",
+     "Show the arbiter, and what it knows.\v"
+     "Asks it as the VMs do, by this host's key; understudyd need not run. Exit status 1: it cannot "
+     "be asked.",
+     cli_arbiter},
     {"version", "", "Print the version.", cli_version},
     {0},
 };
