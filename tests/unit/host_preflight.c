@@ -42,9 +42,25 @@ static void test_disk_dirs(void **state)
     assert_false(objects(&spec, &config, PREFLIGHT_STANDBY, "disks["));
 }
 
+static void test_emulator_user(void **state)
+{
+    static struct host_config config = {.name = "hostb", .memory_dir = "/dev/shm"};
+    static struct vm_spec spec = {.name = "web"};
+
+    strcpy(config.emulator_user, "us-nobody-has-this");
+    assert_true(objects(&spec, &config, PREFLIGHT_PRIMARY, "useradd --system"));
+    strcpy(config.emulator_user, "64110:64110"); /* needs no entry */
+    assert_false(objects(&spec, &config, PREFLIGHT_PRIMARY, "emulator_user"));
+    strcpy(config.emulator_user, "root");
+    assert_false(objects(&spec, &config, PREFLIGHT_PRIMARY, "emulator_user"));
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_disk_dirs)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_disk_dirs),
+        cmocka_unit_test(test_emulator_user),
+    };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -20,6 +20,7 @@
 #include "unit.h"
 
 #include "hyp/qemu/dirty.h"
+#include "hyp/qemu/domain.h"
 #include "hyp/qemu/spawn.h"
 #include "hyp/qemu/uapi.h"
 #include "hyp/qemu/uffd_inject.h"
@@ -29,6 +30,7 @@ enum {
     PAGES = 4096,
     RUNS_MAX = 1500,
     SIGNALS = 200, /* fits an exit status */
+    STRANGER = 64110,
 };
 #define RAM_BYTES (PAGES * VM_PAGE_BYTES)
 
@@ -213,9 +215,10 @@ static void finds_a_mapping_in_pieces(void **state)
 
 /* A process to look into. What it does between two orders through its socket depends on how. */
 enum behaviour {
-    WAITS,  /* in poll(), as QEMU's main thread does */
-    SPINS,  /* in user code, with all it computes in registers */
-    SLEEPS, /* in a restartable system call */
+    WAITS,         /* in poll(), as QEMU's main thread does */
+    SPINS,         /* in user code, with all it computes in registers */
+    SLEEPS,        /* in a restartable system call */
+    IS_A_STRANGER, /* waits; of another user, and has the kernel write for it */
 };
 
 struct child {
@@ -235,7 +238,7 @@ static void count_signal(int number)
 /* Runs for a moment and checks that nothing was disturbed. */
 static bool undisturbed(enum behaviour behaviour, int orders)
 {
-    if (behaviour == WAITS) {
+    if (behaviour == WAITS || behaviour == IS_A_STRANGER) {
         struct pollfd fd = {.fd = orders, .events = POLLIN};
 
         return poll(&fd, 1, -1) == 1 && fd.revents == POLLIN;
@@ -254,11 +257,33 @@ static bool undisturbed(enum behaviour behaviour, int orders)
     return true;
 }
 
+/* Becomes a process as QEMU is: of another user, without privileges, in a domain of its own. */
+static void become_stranger(void)
+{
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || domain_enter() < 0 ||
+        syscall(SYS_setresgid, STRANGER, STRANGER, STRANGER) < 0 ||
+        syscall(SYS_setresuid, STRANGER, STRANGER, STRANGER) < 0)
+        _exit(6);
+    (void)prctl(PR_SET_DUMPABLE, 1, 0, 0, 0); /* as after an exec */
+}
+
+/* Has the kernel write to a page, as it does for a disk's data. */
+static void write_by_kernel(uint8_t *page)
+{
+    int fd = open("/dev/zero", O_RDONLY | O_CLOEXEC);
+
+    if (read(fd, page, 512) != 512)
+        _exit(7);
+    close(fd);
+}
+
 static void __attribute__((noreturn))
 child_main(const struct child *c, uint8_t *bytes, enum behaviour behaviour)
 {
     char order = 0;
 
+    if (behaviour == IS_A_STRANGER)
+        become_stranger();
     (void)prctl(PR_SET_PDEATHSIG, SIGKILL); /* a failed test leaves nobody behind */
     (void)signal(SIGRTMIN, count_signal);
     (void)fcntl(c->orders[0], F_SETFL, O_NONBLOCK);
@@ -276,8 +301,12 @@ child_main(const struct child *c, uint8_t *bytes, enum behaviour behaviour)
             _exit(4);
         if (order == 'q')
             _exit(child_signals);
-        for (size_t i = 0; i < PAGES; i += 100)
-            bytes[i * VM_PAGE_BYTES]++;
+        for (size_t i = 0; i < PAGES; i += 100) {
+            if (behaviour == IS_A_STRANGER)
+                write_by_kernel(bytes + i * VM_PAGE_BYTES);
+            else
+                bytes[i * VM_PAGE_BYTES]++;
+        }
         if (write(c->answers[1], "d", 1) != 1)
             _exit(5);
     }
@@ -356,8 +385,11 @@ static struct dirty track_child(const struct ram *ram, const struct child *c)
 
 static void tracks_another_process(void **state)
 {
+    /* Only root can make a stranger. */
+    enum behaviour last = geteuid() == 0 ? IS_A_STRANGER : SLEEPS;
+
     (void)state;
-    for (enum behaviour behaviour = WAITS; behaviour <= SLEEPS; behaviour++) {
+    for (enum behaviour behaviour = WAITS; behaviour <= last; behaviour++) {
         struct ram ram = ram_new();
         struct child c = child_new(&ram, behaviour);
         unsigned int fds = count_fds(c.pid);

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -39,6 +40,7 @@ struct fixture {
     bool failure_running;
     enum hyp_exit exit_how;
     char text[600];
+    bool left_files; /* by the last one, who was not closed */
 };
 
 static char self_path[4096];
@@ -123,14 +125,19 @@ static int setup(void **state)
 
 static int teardown(void **state)
 {
+    static const char *const files[] = {"qemu.log", "qmp.sock", "hypervisor.pid"};
     struct fixture *f = *state;
     char path[64];
 
     hyp_qemu.close(f->vm);
-    (void)snprintf(path, sizeof(path), "%s/qmp.sock", f->dir);
-    assert_int_not_equal(access(path, F_OK), 0); /* close() removed it */
-    (void)snprintf(path, sizeof(path), "%s/qemu.log", f->dir);
-    (void)unlink(path);
+    if (!f->left_files) {
+        (void)snprintf(path, sizeof(path), "%s/qmp.sock", f->dir);
+        assert_int_not_equal(access(path, F_OK), 0); /* close() removed it */
+    }
+    for (size_t i = 0; i < (f->left_files ? N_OF(files) : 1); i++) {
+        (void)snprintf(path, sizeof(path), "%s/%s", f->dir, files[i]);
+        (void)unlink(path);
+    }
     assert_int_equal(rmdir(f->dir), 0);
     sd_event_unref(f->event);
     free(f);
@@ -138,9 +145,11 @@ static int teardown(void **state)
 }
 
 /* With two disks, of which the fake knows. */
-static int launch(struct fixture *f, const char *misbehaviour, bool incoming, struct err *err)
+static struct hyp_launch order_of(struct fixture *f, struct vm_spec *spec, bool incoming)
 {
-    struct vm_spec spec = {
+    static const char *const sockets[] = {"/disk0", "/disk1"};
+
+    *spec = (struct vm_spec){
         .name = "fake",
         .memory_bytes = 1 << 20,
         .cpus = 1,
@@ -148,9 +157,8 @@ static int launch(struct fixture *f, const char *misbehaviour, bool incoming, st
         .accel = "tcg",
         .n_disks = 2,
     };
-    static const char *const sockets[] = {"/disk0", "/disk1"};
-    struct hyp_launch order = {
-        .spec = &spec,
+    return (struct hyp_launch){
+        .spec = spec,
         .run_dir = f->dir,
         .ram_path = "/dev/null",
         .emulator = self_path,
@@ -160,6 +168,12 @@ static int launch(struct fixture *f, const char *misbehaviour, bool incoming, st
         .callbacks = &callbacks,
         .user = f,
     };
+}
+
+static int launch(struct fixture *f, const char *misbehaviour, bool incoming, struct err *err)
+{
+    struct vm_spec spec;
+    struct hyp_launch order = order_of(f, &spec, incoming);
 
     assert_int_equal(setenv("FAKE_QEMU", misbehaviour, 1), 0);
     return hyp_qemu.launch(&order, &f->vm, err);
@@ -505,6 +519,94 @@ static void explains_a_launch_that_fails(void **state)
     assert_true(readlink("/proc/self/exe", self_path, sizeof(self_path)) > 0);
 }
 
+/* Its guard dies: what it had typed ahead stays half a command. */
+static pid_t orphan(struct fixture *f)
+{
+    pid_t pid = hyp_qemu.pid(f->vm);
+
+    vm_let_go(f->vm);
+    f->vm = NULL;
+    return pid;
+}
+
+static int attach(struct fixture *f, pid_t pid, const char *ram_path, bool *ret_running,
+                  struct err *err)
+{
+    struct vm_spec spec;
+    struct hyp_launch order = order_of(f, &spec, false);
+
+    order.ram_path = ram_path;
+    return hyp_qemu.attach(&order, pid, &f->vm, ret_running, err);
+}
+
+static void attaches(void **state)
+{
+    static const char *const how[] = {"", "late-end"};
+    struct fixture *f = *state;
+    bool running;
+    struct err err;
+
+    for (size_t i = 0; i < N_OF(how) * 2; i++) {
+        bool stopped = i % 2;
+
+        start(f, how[i / 2]);
+        if (stopped) {
+            order_checkpoint(f);
+            expect(f, CHECKPOINT);
+        }
+        if (attach(f, orphan(f), "/dev/null", &running, &err) < 0)
+            fail_msg("%s", err.text);
+        assert_int_equal(running, !stopped);
+        if (stopped) {
+            assert_int_equal(hyp_qemu.resume(f->vm, NULL), 0);
+            expect(f, RUNNING);
+        }
+        order_checkpoint(f);
+        expect(f, CHECKPOINT);
+        assert_string_equal(f->state, "state");
+        assert_int_equal(kill(hyp_qemu.pid(f->vm), SIGTERM), 0);
+        expect(f, EXIT);
+        assert_int_equal(f->exit_how, HYP_EXIT_CRASH);
+        hyp_qemu.close(f->vm);
+        f->vm = NULL;
+    }
+}
+
+static void refuses_to_attach(void **state)
+{
+    static const struct {
+        const char *misbehaviour;
+        const char *ram_path;
+        bool incoming, resume;
+        int code;
+    } cases[] = {
+        {"", "/dev/null", false, false, -ESRCH},          /* it never ran */
+        {"", "/dev/null", true, false, -ESRCH},           /* it waits for a state */
+        {"ends", "/dev/null", false, true, -ESRCH},       /* it ended with its guard */
+        {"", "/dev/zero", false, true, -ESRCH},           /* the pid is another VM's now */
+        {"no-status", "/dev/null", false, true, -EPROTO}, /* it makes no sense */
+    };
+    struct fixture *f = *state;
+    bool running;
+    struct err err;
+
+    for (size_t i = 0; i < N_OF(cases); i++) {
+        pid_t pid;
+
+        launch_well(f, cases[i].misbehaviour, cases[i].incoming);
+        if (cases[i].resume) {
+            assert_int_equal(hyp_qemu.resume(f->vm, NULL), 0);
+            expect(f, RUNNING);
+        }
+        pid = orphan(f);
+        assert_int_equal(attach(f, pid, cases[i].ram_path, &running, &err), cases[i].code);
+        assert_int_equal(kill(pid, 0), 0); /* left as it was */
+        assert_int_equal(kill(pid, SIGKILL), 0);
+        assert_int_equal(waitpid(pid, NULL, 0), pid);
+    }
+    f->left_files = true;
+}
+
 static void kills(void **state)
 {
     struct fixture *f = *state;
@@ -542,6 +644,8 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(restores, setup, teardown),
         cmocka_unit_test_setup_teardown(reports_a_state_that_does_not_load, setup, teardown),
         cmocka_unit_test_setup_teardown(explains_a_launch_that_fails, setup, teardown),
+        cmocka_unit_test_setup_teardown(attaches, setup, teardown),
+        cmocka_unit_test_setup_teardown(refuses_to_attach, setup, teardown),
         cmocka_unit_test_setup_teardown(kills, setup, teardown),
     };
 

@@ -21,6 +21,8 @@ struct fake {
     bool running;
     bool incoming;
     unsigned int conts; /* refused so far */
+    unsigned int looks; /* of the driver that has attached */
+    bool started;       /* the VM has run */
 };
 
 static bool misbehaves(const char *how)
@@ -56,6 +58,7 @@ static void set_running(struct fake *q, bool running)
     if (q->running != running)
         say(q, running ? "{\"event\": \"RESUME\"}\r\n" : "{\"event\": \"STOP\"}\r\n");
     q->running = running;
+    q->started |= running;
 }
 
 /* Migrates as QEMU does, but for what it shall do wrong. */
@@ -141,6 +144,30 @@ static void fake_blockstats(const struct fake *q, json_int_t id)
     reply(q, id, list);
 }
 
+static void fake_query_migrate(struct fake *q, json_int_t id)
+{
+    if (misbehaves("blocked"))
+        reply(q, id, "\"return\": {\"blocked-reasons\": [\"device y\"]}");
+    else if (misbehaves("late-end") && q->looks++ < 3)
+        reply(q, id, "\"return\": {\"status\": \"active\"}");
+    else
+        reply(q, id, "\"return\": {\"error-desc\": \"no luck\"}");
+}
+
+static void fake_query_status(const struct fake *q, json_int_t id)
+{
+    if (misbehaves("no-status"))
+        reply(q, id, "\"return\": {\"status\": 7}");
+    else if (misbehaves("late-end") && q->looks == 4)
+        reply(q, id, "\"return\": {\"status\": \"finish-migrate\"}");
+    else
+        reply(q, id,
+              q->running    ? "\"return\": {\"status\": \"running\"}"
+              : q->incoming ? "\"return\": {\"status\": \"inmigrate\"}"
+              : q->started  ? "\"return\": {\"status\": \"postmigrate\"}"
+                            : "\"return\": {\"status\": \"prelaunch\"}");
+}
+
 static void fake_command(struct fake *q, const json_t *command)
 {
     const char *what = json_string_value(json_object_get(command, "execute"));
@@ -159,9 +186,9 @@ static void fake_command(struct fake *q, const json_t *command)
         if (!misbehaves("hang"))
             say_status(q, "cancelled");
     } else if (strcmp(what, "query-migrate") == 0) {
-        reply(q, id,
-              misbehaves("blocked") ? "\"return\": {\"blocked-reasons\": [\"device y\"]}"
-                                    : "\"return\": {\"error-desc\": \"no luck\"}");
+        fake_query_migrate(q, id);
+    } else if (strcmp(what, "query-status") == 0) {
+        fake_query_status(q, id);
     } else if (strcmp(what, "query-blockstats") == 0) {
         fake_blockstats(q, id);
     } else if (strcmp(what, "cont") == 0 && misbehaves("cont-late") && q->conts++ < 3) {
@@ -175,7 +202,15 @@ static void fake_command(struct fake *q, const json_t *command)
     }
 }
 
-/* Reads one byte, with the descriptor that may come along. */
+/* Listens, and greets who comes. */
+static void fake_accept(struct fake *q)
+{
+    q->qmp = accept(QMP_LISTEN_FD, NULL, NULL);
+    say(q, "{\"QMP\": {\"version\": {}, \"capabilities\": []}}\r\n");
+}
+
+/* Reads one byte, with the descriptor that may come along. 0: the driver is gone, as far as the
+ * fake can tell, and another one has come. */
 static char fake_read(struct fake *q)
 {
     union {
@@ -190,8 +225,13 @@ static char fake_read(struct fake *q)
                          .msg_controllen = sizeof(control.bytes)};
     struct cmsghdr *cmsg;
 
-    if (recvmsg(q->qmp, &msg, MSG_CMSG_CLOEXEC) != 1)
-        _exit(0); /* the driver is gone */
+    if (recvmsg(q->qmp, &msg, MSG_CMSG_CLOEXEC) != 1) {
+        if (misbehaves("ends"))
+            _exit(0);
+        close(q->qmp);
+        fake_accept(q);
+        return 0;
+    }
     cmsg = CMSG_FIRSTHDR(&msg);
     if (cmsg)
         memcpy(&q->fd, CMSG_DATA(cmsg), sizeof(q->fd));
@@ -211,11 +251,15 @@ static int play_qemu(int argc, char **argv)
     }
     for (int i = 1; i < argc; i++)
         q.incoming |= strcmp(argv[i], "-incoming") == 0;
-    q.qmp = accept(QMP_LISTEN_FD, NULL, NULL);
-    say(&q, "{\"QMP\": {\"version\": {}, \"capabilities\": []}}\r\n");
+    fake_accept(&q);
     for (;;) {
         char c = fake_read(&q);
 
+        if (!c) { /* what was typed in part is forgotten */
+            n = 0;
+            depth = 0;
+            continue;
+        }
         if (n + 1 == sizeof(text))
             return 8;
         text[n++] = c;
