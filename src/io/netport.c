@@ -2,8 +2,10 @@
 #include "io/netport.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -156,11 +158,21 @@ short netport_tap_events(const struct netport *port)
     return (short)((port->n_stuck ? 0 : POLLIN) | (port->emit_blocked ? POLLOUT : 0));
 }
 
+/* Connects to what is at the path itself: the hypervisor's user owns the directory, and a link there
+ * could lead us to a socket that he has no access to. */
 static bool connect_hypervisor(struct netport *port)
 {
-    if (!port->connected)
-        port->connected =
-            connect(port->guest_fd, (const struct sockaddr *)&port->hyp, sizeof(port->hyp)) == 0;
+    struct sockaddr_un itself = {.sun_family = AF_UNIX};
+    CLEANUP_FD int fd = -1;
+
+    if (port->connected)
+        return true;
+    fd = open(port->hyp.sun_path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0)
+        return false;
+    (void)snprintf(itself.sun_path, sizeof(itself.sun_path), "/proc/self/fd/%d", fd);
+    port->connected =
+        connect(port->guest_fd, (const struct sockaddr *)&itself, sizeof(itself)) == 0;
     return port->connected;
 }
 

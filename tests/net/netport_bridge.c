@@ -480,6 +480,11 @@ static void hypervisor_comes_and_goes(void **state)
     wait_for(netport_tap_fd(net.port), POLLIN);
     assert_int_equal(forward_all(), 1);
     assert_int_equal(stats().inbound_absent, 3);
+    assert_int_equal(symlink(net.guard_path, net.hyp_path), 0);
+    write_to_guest(4); /* lost: a link is not followed */
+    wait_for(netport_tap_fd(net.port), POLLIN);
+    assert_int_equal(forward_all(), 1);
+    assert_int_equal(stats().inbound_absent, 4);
     hypervisor_starts();
     write_to_guest(5);
     wait_for(netport_tap_fd(net.port), POLLIN);
