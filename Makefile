@@ -25,6 +25,9 @@ demo: guest ## show a VM surviving the death of its host, on this machine (root)
 check: setup ## all tests (root); the last line is "N passed, N failed, N skipped"
 	@tools/check
 
+nightly: setup ## what takes too long for check: hours (root)
+	@tools/nightly
+
 bench-basic: guest ## measure outage, activation, pause, latency and idle cost (root)
 	@bench/basic
 
@@ -40,4 +43,4 @@ install: all ## install below DESTDIR
 clean: ## remove what was built
 	@rm -rf $(BUILD) bench/out
 
-.PHONY: all help setup guest demo check bench-basic bench-disk bench-link install clean
+.PHONY: all help setup guest demo check nightly bench-basic bench-disk bench-link install clean
