@@ -258,13 +258,24 @@ static int start_attach(struct process *p, struct err *err)
     return r;
 }
 
+/* A VM is about to run here. Its record must be there for whoever attaches to it, should this
+ * process die before record_takeover(), and must not cost the time of a sync now. */
+static void on_won(void *user, struct vm_spec *spec, const char *from)
+{
+    const struct process *p = user;
+    struct err err;
+
+    (void)snprintf(spec->protect.standby, sizeof(spec->protect.standby), "%s", from);
+    if (record_write_soft(&p->config, spec, &err) < 0)
+        log_error("%s", err.text);
+}
+
 /* The record of a VM that runs here from now on, as if it had been started here. */
 static void record_takeover(struct process *p)
 {
-    struct vm_spec *spec = &p->takeover.body->spec;
+    const struct vm_spec *spec = &p->takeover.body->spec;
     struct err err;
 
-    (void)snprintf(spec->protect.standby, sizeof(spec->protect.standby), "%s", p->takeover.from);
     fault_point("standby.record");
     if (record_write(&p->config, spec, &err) < 0)
         log_error("its record is not kept: %s", err.text);
@@ -327,6 +338,7 @@ static int start_standby(struct process *p, struct err *err)
         .vm = p->options.vm,
         .conn_fd = p->options.conn_fd,
         .preflight = run_preflight_standby,
+        .on_won = on_won,
         .on_takeover = on_takeover,
         .on_complete = on_complete,
         .user = p,

@@ -108,6 +108,22 @@ int record_write(const struct host_config *config, const struct vm_spec *spec, s
     return write_spec(path, spec, err);
 }
 
+int record_write_soft(const struct host_config *config, const struct vm_spec *spec, struct err *err)
+{
+    json_t *json = vm_json_from_spec(spec);
+    char path[RECORD_PATH_MAX], new_path[RECORD_PATH_MAX + 8];
+    int r = 0;
+
+    record_path(config, spec->name, path);
+    (void)snprintf(new_path, sizeof(new_path), "%s.new", path);
+    if (!json)
+        r = err_set(err, -ENOMEM, "out of memory");
+    else if (json_dump_file(json, new_path, JSON_INDENT(2)) < 0 || rename(new_path, path) < 0)
+        r = err_set(err, -EIO, "%s: cannot be written", path);
+    json_decref(json);
+    return r;
+}
+
 int record_write_standby(const struct host_config *config, const struct vm_spec *spec,
                          const char *primary, struct err *err)
 {

@@ -37,6 +37,10 @@ void vm_socket_path(const struct host_config *config, const char *vm, char *out)
 int record_write(const struct host_config *config, const struct vm_spec *spec,
                  struct err *err) US_MUST_CHECK;
 
+/* The same without waiting for a disk: survives this process, and not the host. */
+int record_write_soft(const struct host_config *config, const struct vm_spec *spec,
+                      struct err *err) US_MUST_CHECK;
+
 bool record_exists(const struct host_config *config, const char *vm);
 void record_remove(const struct host_config *config, const char *vm);
 

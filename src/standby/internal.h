@@ -23,6 +23,7 @@ struct standby_shell {
     const struct hyp_ops *hyp;
     char vm[VM_NAME_MAX];
     int (*preflight)(struct vm_spec *spec, const struct host_config *config, struct err *err);
+    void (*on_won)(void *user, struct vm_spec *spec, const char *primary);
     void (*on_takeover)(void *user, const struct takeover *takeover);
     int (*on_complete)(void *user, const struct vm_spec *spec, const char *primary,
                        struct err *err);

@@ -87,6 +87,7 @@ static void activate(struct standby_shell *s, const struct arb_record *record)
 
     s->takeover.won_ms = unix_ms();
     fault_point("standby.won");
+    s->on_won(s->user, &s->body->spec, s->primary);
     s->takeover.record = *record;
     (void)snprintf(s->takeover.from, sizeof(s->takeover.from), "%s", s->primary);
     receiver_detach(s->receiver);
@@ -392,6 +393,7 @@ int standby_new(const struct standby_params *params, struct standby_shell **ret_
     s->tls = params->tls;
     s->hyp = params->hyp;
     s->preflight = params->preflight;
+    s->on_won = params->on_won;
     s->on_takeover = params->on_takeover;
     s->on_complete = params->on_complete;
     s->user = params->user;

@@ -23,6 +23,9 @@ struct standby_params {
     int conn_fd;    /* the primary's control connection, nothing of it read; taken */
     /* Checks that this host can run the VM, as at a start; fills in what is left open. */
     int (*preflight)(struct vm_spec *spec, const struct host_config *config, struct err *err);
+    /* The VM is this host's, and about to run: what is needed to go on should this process die
+     * from now on. Must not block. */
+    void (*on_won)(void *user, struct vm_spec *spec, const char *primary);
     /* The VM runs here. Called once, from the loop, then the shell is to be freed; takeover->body
      * is the callee's. */
     void (*on_takeover)(void *user, const struct takeover *takeover);
