@@ -19,8 +19,8 @@ struct arbiter_client;
 
 /* status: enum wire_arb_status, or 0 = no answer (unreachable, timed out, broken connection, an
  * answer that cannot be true). With status 0, *current is all zero; with WIRE_ARB_ERROR (it was not
- * done, and why) it says nothing. `why` is "" or a text for people (borrowed). Asking again and closing the client are
- * allowed inside. */
+ * done, and why) it says nothing. `why` is "" or a text for people (borrowed). Asking again and
+ * closing the client are allowed inside. */
 typedef void arbiter_answer_fn(void *user, uint64_t id, uint8_t status,
                                const struct arb_record *current, const char *why);
 

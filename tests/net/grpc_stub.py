@@ -76,9 +76,9 @@ class Exchange:
 
 
 class Stub:
-    """Listens at a port of 127.0.0.1; `play(exchange)` is called for each request in a thread of its
-    connection, which is closed when that returns a true value. before: called with each new socket
-    instead of TLS, if given."""
+    """Listens at a port of 127.0.0.1; `play(exchange)` is called for each request, in a thread of
+    its connection, which is closed when that returns a true value. before: called with each new
+    socket instead of TLS, if given."""
 
     def __init__(self, folder, play, alpn="h2", before=None):
         self.play, self.before = play, before

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""etcd decides, with a member on each host: hosts die together with its leader, or while that moves,
-and no operation of the ledger is lost, repeated or rolled back."""
+"""etcd decides, with a member on each host: hosts die together with its leader, or while that
+moves, and no operation of the ledger is lost, repeated or rolled back."""
 
 import os
 import random
@@ -24,8 +24,8 @@ def lead(lab, host):
 
 
 def failovers(name, disturb):
-    """Crashes the primary's host again and again, each time with disturb(lab, primary) right before.
-    That returns what is to be done afterwards."""
+    """Crashes the primary's host again and again, each time with disturb(lab, primary) right
+    before. That returns what is to be done afterwards."""
     primary, took = "hosta", []
     with protected_vm(name, arbiter="etcd") as (lab, ledger):
         for _ in range(ROUNDS):
@@ -72,9 +72,9 @@ def leader_moves():
     def disturb(lab, primary):
         here, there = random.sample((primary, other(primary)), 2)
         lead(lab, here)
-        mover = threading.Thread(target=lab.etcd.ctl, kwargs={"node": MEMBERS.index(here),
-                                                              "check": False},
-                                 args=("move-leader", f"{lab.etcd.status(MEMBERS.index(there))[0]:x}"))
+        member, _ = lab.etcd.status(MEMBERS.index(there))
+        mover = threading.Thread(target=lab.etcd.ctl, args=("move-leader", f"{member:x}"),
+                                 kwargs={"node": MEMBERS.index(here), "check": False})
         mover.start()
         time.sleep(random.uniform(0, 0.1))  # the moment is what is random here
         return lambda: mover.join(30)

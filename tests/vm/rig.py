@@ -148,8 +148,8 @@ class Acks:
 
 
 class Rig:
-    """hosta, hostb (and hostc) with understudyd, and an arbiter: a witness, or etcd with a member on
-    each of hosta, hostb and the witness's host."""
+    """hosta, hostb (and hostc) with understudyd, and an arbiter: a witness, or etcd with a member
+    on each of hosta, hostb and the witness's host."""
 
     def __init__(self, name="rig", hosts=("hosta", "hostb"), emulator=None, config="", faults=None,
                  arbiter="witness"):
