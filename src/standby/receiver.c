@@ -107,13 +107,13 @@ static int read_msg(struct receiver *r, uint64_t *wire_bytes, struct err *err)
     int rc = fault_error("standby.receive") ?: transport_read_all(r->transport, raw, sizeof(raw));
 
     if (rc)
-        return err_sys(err, rc, "data channel");
+        return err_set(err, rc, "data channel: %s", transport_why(rc));
     rc = wire_header_decode(raw, WIRE_CHANNEL_DATA, &header, err);
     if (rc)
         return rc;
     rc = transport_read_all(r->transport, r->payload, header.length);
     if (rc)
-        return err_sys(err, rc, "data channel");
+        return err_set(err, rc, "data channel: %s", transport_why(rc));
     *wire_bytes += sizeof(raw) + header.length;
     return wire_msg_decode(raw, &header, r->payload, &r->msg, err);
 }
