@@ -9,6 +9,7 @@
 #include "core/copy.h"
 
 /* The primary of one VM: who may release output, and under which record of the arbiter.
+ * arbitration.pml is a model of it and of the standby, searched exhaustively (docs/design.md).
  *
  *            START            PROTECT, link ready        seed done         first epoch acked
  *  STARTING ------> SOLO ----------------------> SEEDING ---------> ARMING ------------.

@@ -7,13 +7,13 @@
 
 #include "core/action.h"
 
-/* The standby of one VM, for one session with its primary.
+/* The standby of one VM, for one session with its primary. arbitration.pml is a model of both.
  *
  *   RECEIVING --(an epoch with a pair term is whole)--> READY
  *       |                                                 |
- *       | link lost                                       | primary silent, its VM died, failover
- * or switchover v                                                 v VOID <------(the record has
- * moved on)--------- CLAIMING --(swap succeeded)--> ACTIVE
+ *       | link lost                 primary silent, its VM died, failover or switchover
+ *       v                                                 v
+ *     VOID <------(the record has moved on)------------ CLAIMING --(swap succeeded)--> ACTIVE
  *
  * Its right to take over is the pair term of its newest whole epoch: it may swap exactly the record
  * {term, primary, paired, self} to {term + 1, self, solo}, and activates only when it knows that
