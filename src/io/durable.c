@@ -53,7 +53,9 @@ int durable_replace(const char *path, const void *bytes, size_t n, struct err *e
     if (r == 0 &&
         (FAULTY("file.sync", fsync(fd)) < 0 || FAULTY("file.rename", rename(new_path, path)) < 0))
         r = -errno;
-    if (r == 0)
+    if (r < 0)
+        (void)unlink(new_path); /* if it stays, the next one takes its place */
+    else
         r = durable_sync_name(path);
     return r < 0 ? err_sys(err, r, "%s", path) : 0;
 }
