@@ -4,6 +4,7 @@ and the judgement after each: exactly one VM runs, protected again by itself, bo
 same, the clients' connections live, and nothing is left lying around."""
 
 import contextlib
+import glob
 import json
 import os
 import re
@@ -75,6 +76,7 @@ class FaultLab:
         self.primary, self.standby = HOSTS
         self.supervisor = self.ledger = self.acks = self.options = None
         self.heard = 0  # bytes of the scribe's answers
+        self.crashes = False   # the present case: a file that was being replaced may be left
         self.replaced = 0      # guards that died, as of the last refresh_guard()
         self.rebooting = None  # the host on which the VM is being started again
         self.starting = None   # by this process
@@ -181,7 +183,9 @@ class FaultLab:
         end = time.monotonic() + 30
         while not self.nobody_has_it():
             expect(time.monotonic() < end, "the VM does not stop")
-            self.rig.cli(self.rebooting, "stop", "web")
+            for host in HOSTS:
+                if self.status(host).get("role", "none") == "primary":
+                    self.rig.cli(host, "stop", "web")
         self.start_again()
 
     def start_again(self):
@@ -300,7 +304,8 @@ class FaultLab:
         found["files"] = sorted(
             os.path.relpath(os.path.join(folder, name), f"{self.rig.dir}/{host}")
             for part in ("state", "run") for folder, _, names in
-            os.walk(f"{self.rig.dir}/{host}/{part}") for name in names)
+            os.walk(f"{self.rig.dir}/{host}/{part}") for name in names
+            if not (self.crashes and name.endswith(".new")))
         return found
 
     def litter(self, role, host):
@@ -340,3 +345,6 @@ class FaultLab:
                 wait_for(f"{host} to be tidied up: {self.litter(role, host)}",
                          lambda r=role, h=host: not self.litter(r, h), 3, 0.1)
         self.clients_live()
+        if self.crashes:
+            for path in glob.glob(f"{self.rig.dir}/host?/state/**/*.new", recursive=True):
+                os.unlink(path)
