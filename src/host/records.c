@@ -120,6 +120,8 @@ int record_write_soft(const struct host_config *config, const struct vm_spec *sp
         r = err_set(err, -ENOMEM, "out of memory");
     else if (json_dump_file(json, new_path, JSON_INDENT(2)) < 0 || rename(new_path, path) < 0)
         r = err_set(err, -EIO, "%s: cannot be written", path);
+    if (r < 0)
+        (void)unlink(new_path);
     json_decref(json);
     return r;
 }
@@ -207,6 +209,10 @@ int record_load(const struct host_config *config, const char *vm, struct vm_spec
     if (access(path, F_OK) < 0)
         return err_set(err, -ENOENT, "this host has no record of it; give its VM file");
     json = json_load_file(path, JSON_REJECT_DUPLICATES, &why);
+    if (!json && record_exists_standby(config, vm)) { /* torn: power was lost in a takeover */
+        standby_path(config, vm, path);
+        json = json_load_file(path, JSON_REJECT_DUPLICATES, &why);
+    }
     if (!json)
         return err_set(err, -EPROTO, "%s: %s; give its VM file", path, why.text);
     r = vm_json_to_spec(json, ret_spec, err);
