@@ -3,6 +3,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -136,10 +137,16 @@ static int open_disk(struct disk_server *s, uint32_t i, const struct disk_server
     };
     range_lock_init(&disk->ranges);
     s->n_disks = i + 1;
-    r = unix_listen(given->socket_path, DISK_SERVER_CONNECTIONS_MAX, &disk->listener.fd, err);
-    if (r < 0)
-        return r;
-    strcpy(disk->socket_path, given->socket_path); /* fits, or it would not listen */
+    if (given->kept_socket) {
+        disk->listener.fd = fcntl(given->kept_socket, F_DUPFD_CLOEXEC, 0);
+        if (disk->listener.fd < 0)
+            return err_sys(err, -errno, "%s", given->socket_path);
+    } else {
+        r = unix_listen(given->socket_path, DISK_SERVER_CONNECTIONS_MAX, &disk->listener.fd, err);
+        if (r < 0)
+            return r;
+        strcpy(disk->socket_path, given->socket_path); /* fits, or it would not listen */
+    }
     r = server_watch(s, &disk->listener, EPOLLIN | EPOLLET);
     return r < 0 ? err_sys(err, r, "%s", given->socket_path) : 0;
 }
@@ -281,6 +288,11 @@ void disk_server_lock(struct disk_server *s, uint32_t disk, uint64_t offset, uin
 void disk_server_unlock(struct disk_server *s, uint32_t disk, uint64_t offset, uint64_t n_bytes)
 {
     range_drop(&s->disks[disk].ranges, offset, n_bytes);
+}
+
+int disk_server_listener(const struct disk_server *s, uint32_t disk)
+{
+    return s->disks[disk].listener.fd;
 }
 
 const struct image *disk_server_image(const struct disk_server *s, uint32_t disk)

@@ -23,6 +23,8 @@ struct disk_server_disk {
     struct disk_map *map;    /* borrowed; NULL: no map is kept */
     const char *socket_path; /* made, mode 0600; a leftover is replaced; removed by close. Copied */
     bool read_only;
+    int kept_socket; /* listens at socket_path already, which then is not removed either; 0: none.
+                      * Borrowed during the call */
 };
 
 /* What requests are let through. */
@@ -68,6 +70,9 @@ void disk_server_flushes(struct disk_server *s, uint32_t disk, struct disk_flush
  * and at most four threads. */
 void disk_server_lock(struct disk_server *s, uint32_t disk, uint64_t offset, uint64_t n_bytes);
 void disk_server_unlock(struct disk_server *s, uint32_t disk, uint64_t offset, uint64_t n_bytes);
+
+/* The socket that listens for a disk. Borrowed. */
+int disk_server_listener(const struct disk_server *s, uint32_t disk);
 
 const struct image *disk_server_image(const struct disk_server *s, uint32_t disk);
 

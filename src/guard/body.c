@@ -231,6 +231,7 @@ static void fill_launch(struct body *b, struct hyp_nic_paths *paths, struct hyp_
         .gid = b->gid,
         .nics = paths,
         .disk_sockets = b->disks ? b->disks->socket_list : NULL,
+        .disk_listeners = b->disks ? b->disks->listeners : NULL,
         .event = b->event,
         .callbacks = &forwarders,
         .user = b,

@@ -10,8 +10,10 @@
 #include <unistd.h>
 
 #include "base/fault.h"
+#include "base/cleanup.h"
 #include "disk/record_file.h"
 #include "io/log.h"
+#include "io/vm_process.h"
 
 static int make_dirs(struct disks *d, const struct host_config *config, const char *vm,
                      struct err *err)
@@ -81,11 +83,28 @@ static int recover(struct disks *d, const char *vm, struct err *err)
     return r;
 }
 
-static int serve(struct disks *d, const struct vm_spec *spec, const char *own_dir,
-                 enum disk_mode mode, struct err *err)
+/* The sockets that the hypervisor has kept listening since its guard died: it has connected to them
+ * again, or will at once. A new socket it would find only when it tries again, after seconds. */
+static void take_kept(const struct disks *d, const struct host_config *config, const char *vm,
+                      struct disk_server_disk *served)
+{
+    CLEANUP_FD int pidfd = -1;
+    pid_t pid;
+
+    if (vm_process_find(config, vm, &pid, &pidfd) < 0)
+        return;
+    for (uint32_t i = 0; i < d->n; i++) {
+        if (vm_process_kept(pidfd, i, d->sockets[i], &served[i].kept_socket) < 0)
+            log_warning("disk %u: its socket was not kept", i);
+    }
+}
+
+static int serve(struct disks *d, const struct host_config *config, const struct vm_spec *spec,
+                 const char *own_dir, enum disk_mode mode, struct err *err)
 {
     struct disk_server_disk served[VM_DISKS_MAX];
     uint32_t i;
+    int r;
 
     for (i = 0; i < d->n; i++) {
         int n = snprintf(d->sockets[i], sizeof(d->sockets[i]), "%s/disk%u", own_dir, i);
@@ -101,7 +120,16 @@ static int serve(struct disks *d, const struct vm_spec *spec, const char *own_di
             .read_only = spec->disks[i].read_only,
         };
     }
-    return disk_server_open(served, d->n, d->journal, mode, &d->server, err);
+    if (mode == DISK_OPEN)
+        take_kept(d, config, spec->name, served);
+    r = disk_server_open(served, d->n, d->journal, mode, &d->server, err);
+    for (i = 0; i < d->n; i++) {
+        if (served[i].kept_socket)
+            close(served[i].kept_socket);
+        if (r == 0)
+            d->listeners[i] = disk_server_listener(d->server, i);
+    }
+    return r;
 }
 
 static int open_all(struct disks *d, const struct host_config *config, const struct vm_spec *spec,
@@ -132,7 +160,7 @@ static int open_all(struct disks *d, const struct host_config *config, const str
         r = disks_sync(d);
     if (r < 0)
         return err_sys(err, r, "disks");
-    return serve(d, spec, own_dir, use == DISKS_GO_ON ? DISK_OPEN : DISK_WAITING, err);
+    return serve(d, config, spec, own_dir, use == DISKS_GO_ON ? DISK_OPEN : DISK_WAITING, err);
 }
 
 int disks_open(const struct host_config *config, const struct vm_spec *spec, const char *own_dir,

@@ -27,6 +27,7 @@ struct disks {
     char dir[VM_PATH_MAX + VM_NAME_MAX + 8]; /* STATE_DIR/disks/NAME */
     char sockets[VM_DISKS_MAX][108];
     const char *socket_list[VM_DISKS_MAX]; /* for the hypervisor */
+    int listeners[VM_DISKS_MAX];           /* likewise; the server's */
     struct copy_record record;             /* as in the file */
     /* Flushes since the hypervisor was last asked for its guest's. */
     uint64_t guest_seen[VM_DISKS_MAX]; /* what it said then */

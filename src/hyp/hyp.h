@@ -93,6 +93,8 @@ struct hyp_launch {
     const struct hyp_nic_paths *nics; /* spec->n_nics entries; borrowed */
     const char *const *disk_sockets;  /* NBD servers' sockets, served already, spec->n_disks
                                        * entries; borrowed */
+    const int *disk_listeners; /* the sockets that listen there, which the hypervisor keeps open for
+                                * whoever attaches (vm_process_kept()); NULL: none; borrowed */
     bool incoming;   /* true: wait for restore(); false: start stopped, wait for resume() */
     sd_event *event; /* borrowed for the life of the VM */
     const struct hyp_callbacks *callbacks; /* borrowed for the life of the VM */

@@ -4,8 +4,10 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -67,4 +69,28 @@ int vm_process_find(const struct host_config *config, const char *vm, pid_t *ret
     if (r == 0)
         *ret_pid = pid;
     return r;
+}
+
+static bool listens_at(int sock, const char *path)
+{
+    struct sockaddr_un address = {0};
+    socklen_t n_address = sizeof(address), n = sizeof(int);
+    int listening = 0, type = 0;
+
+    return getsockopt(sock, SOL_SOCKET, SO_ACCEPTCONN, &listening, &n) == 0 && listening &&
+           getsockopt(sock, SOL_SOCKET, SO_TYPE, &type, &n) == 0 && type == SOCK_STREAM &&
+           getsockname(sock, (struct sockaddr *)&address, &n_address) == 0 &&
+           address.sun_family == AF_UNIX &&
+           strncmp(address.sun_path, path, sizeof(address.sun_path)) == 0;
+}
+
+int vm_process_kept(int pidfd, unsigned n, const char *path, int *ret_sock)
+{
+    CLEANUP_FD int sock = (int)syscall(SYS_pidfd_getfd, pidfd, VM_KEPT_FD + (int)n, 0);
+
+    /* The hypervisor may be in the hands of its guest. */
+    if (sock < 0 || !listens_at(sock, path))
+        return -EBADF;
+    *ret_sock = take_fd(&sock);
+    return 0;
 }

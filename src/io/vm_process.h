@@ -15,6 +15,9 @@
 enum {
     VM_PROCESS_PATH_MAX = VM_PATH_MAX + 80,
     VM_RAM_FD = 4, /* the hypervisor's descriptor of its RAM file, by which it is known */
+    /* The first of those that it has inherited and keeps, unused, for its next guard: the listening
+     * sockets of its disks. */
+    VM_KEPT_FD = 9,
 };
 
 /* The VM's directory, for the hypervisor's sockets, log and pid; its RAM file. `out` has room for
@@ -31,5 +34,9 @@ int vm_process_open(pid_t pid, const char *ram_path, int *ret_pidfd) US_MUST_CHE
  * so is whether it is of use: it may be a standby's, that waits for a state. */
 int vm_process_find(const struct host_config *config, const char *vm, pid_t *ret_pid,
                     int *ret_pidfd) US_MUST_CHECK;
+
+/* Copies the listening socket at `path` that a hypervisor keeps, number `n` of them. The descriptor
+ * is the caller's. -EBADF: it does not, or keeps something else there. */
+int vm_process_kept(int pidfd, unsigned n, const char *path, int *ret_sock) US_MUST_CHECK;
 
 #endif

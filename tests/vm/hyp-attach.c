@@ -193,6 +193,18 @@ static void check_qemu(void)
     expect(uid == 0 || (caps == 0 && no_new == 1), "QEMU has or can get privileges");
 }
 
+/* The disk's socket has listened all the time: QEMU does not have to try again. */
+static void check_kept(const struct timespec *since)
+{
+    struct stat st;
+
+    if (stat(body->disks->sockets[0], &st) < 0)
+        bail_out("%s: %s", body->disks->sockets[0], strerror(errno));
+    expect(st.st_mtim.tv_sec < since->tv_sec ||
+               (st.st_mtim.tv_sec == since->tv_sec && st.st_mtim.tv_nsec < since->tv_nsec),
+           "the disk's socket was made anew");
+}
+
 /* Begins something that the guard will not see the end of. */
 static void go_to(enum point point)
 {
@@ -241,14 +253,18 @@ static void __attribute__((noreturn))
 be_guard(int fd, bool first, enum point before, enum point point, bool last)
 {
     struct report own = {.good = true};
+    struct timespec started;
     struct err err;
 
     report = &own;
+    clock_gettime(CLOCK_REALTIME, &started);
     must(confine_early(&err), "confine", &err);
     loop_start();
     take_charge(first, before);
     must(confine_late(&err), "confine", &err);
     check_qemu();
+    if (!first)
+        check_kept(&started);
     check_nic();
     verify();
     if (last)

@@ -259,6 +259,8 @@ static int add_all(struct args *args, const struct hyp_launch *launch)
     return r;
 }
 
+_Static_assert((int)ARGS_FDS_END == (int)VM_KEPT_FD, "one after the other");
+
 int args_build(struct args *args, const struct hyp_launch *launch, struct err *err)
 {
     const struct vm_spec *spec = launch->spec;

@@ -20,7 +20,7 @@ enum {
     KERNEL_FD = 6,
     INITRD_FD = 7,
     FIRMWARE_FD = 8,
-    ARGS_FDS_END = 9,
+    ARGS_FDS_END = 9, /* from there on, those that it only keeps */
 };
 
 /* A NULL-terminated argument vector. */

@@ -249,6 +249,8 @@ static int start_process(struct hyp_vm *vm, const struct hyp_launch *launch, str
     order.pid_fd = fds.pid_fd;
     for (size_t i = 0; i < order.n_fds; i++)
         order.fds[i].fd = fds.fd[QMP_LISTEN_FD + i];
+    for (uint32_t i = 0; launch->disk_listeners && i < spec->n_disks; i++)
+        order.fds[order.n_fds++].fd = launch->disk_listeners[i];
     order.fds[KERNEL_FD - QMP_LISTEN_FD].readable = spec->kernel;
     order.fds[INITRD_FD - QMP_LISTEN_FD].readable = spec->initrd;
     order.fds[FIRMWARE_FD - QMP_LISTEN_FD].readable = spec->firmware;

@@ -9,7 +9,7 @@
 
 #include "base/err.h"
 
-enum { SPAWN_FDS_MAX = 8 };
+enum { SPAWN_FDS_MAX = 16 };
 
 struct spawn_fd {
     int fd;               /* -1: none */
