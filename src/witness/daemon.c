@@ -21,6 +21,7 @@
 
 struct daemon {
     sd_event *event;
+    sd_event_source *watch;
     struct store *store;
     struct tls_context *tls;
     struct server *server;
@@ -125,7 +126,7 @@ static int open_all(struct daemon *d, const char *listen, struct err *err)
     identity_free(identity);
     /* The watch first: a change that comes after hosts_load() is seen by it. */
     if (r == 0 &&
-        (r = sd_event_add_inotify(d->event, NULL, ".", IN_MOVED_TO | IN_ONLYDIR, on_change, d)) < 0)
+        (r = sd_event_add_inotify(d->event, &d->watch, ".", IN_MOVED_TO | IN_ONLYDIR, on_change, d)) < 0)
         return err_sys(err, r, "watch the state directory");
     if (r >= 0)
         r = hosts_load(STATE_HOSTS, &hosts, err);
@@ -163,6 +164,7 @@ int daemon_run(const char *listen, const char *dir, struct err *err)
     server_free(d.server);
     tls_context_free(d.tls);
     store_close(d.store);
+    sd_event_source_disable_unref(d.watch);
     sd_event_unref(d.event);
     return r;
 }

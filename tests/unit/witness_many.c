@@ -14,7 +14,20 @@
 /* One witness for hundreds of pairs, each a group of its own with a VM of the same name, all of
  * which ask at once; and for one host with as many VMs as it can have. Prints figures. */
 
+#ifndef __has_feature /* gcc */
+#define __has_feature(name) 0
+#endif
+
 #define PATIENCE_NS (100 * NS_PER_S)
+
+enum {
+    AGAIN_MAX = 20, /* on a slow machine not all have said their hellos within 5 s */
+#if defined(__SANITIZE_ADDRESS__) || __has_feature(address_sanitizer)
+    CONNECTION_KIB = 1000,
+#else
+    CONNECTION_KIB = 100,
+#endif
+};
 
 static const char *program;
 
@@ -25,7 +38,7 @@ struct asker {
     struct arbiter_client *client;
     struct arb_record known;
     uint64_t since_ns;
-    unsigned n_left, n_won;
+    unsigned n_left, n_won, n_again;
 };
 
 struct crowd {
@@ -50,6 +63,10 @@ static void on_answer(void *user, uint64_t id, uint8_t status, const struct arb_
 {
     struct asker *a = user;
 
+    if (status == 0 && a->n_again++ < AGAIN_MAX) { /* as every host does */
+        ask(a);
+        return;
+    }
     if (status != WIRE_ARB_DONE && status != WIRE_ARB_CONFLICT)
         fail_msg("%s", why);
     assert_true(a->crowd->n_took < a->crowd->n_room);
@@ -97,18 +114,29 @@ static void run_loop(struct crowd *crowd)
     }
 }
 
+static unsigned count_won(const struct asker *askers, unsigned n)
+{
+    unsigned won = 0;
+
+    for (unsigned i = 0; i < n; i++)
+        won += askers[i].n_won;
+    return won;
+}
+
 /* Everybody connects and asks, then asks n times more. */
 static void run_crowd(const struct witness_run *w, struct asker *askers, unsigned n_askers,
                       unsigned n_times)
 {
     struct crowd *crowd = askers[0].crowd;
     unsigned long before = memory_kib(w, "VmRSS:"), after;
-    uint64_t since = clock_now_ns(), took;
+    uint64_t since, took;
+    unsigned won;
 
     crowd->n_room = (size_t)n_askers * n_times;
     crowd->took_ns = calloc(crowd->n_room, sizeof(*crowd->took_ns));
     assert_non_null(crowd->took_ns);
     for (int round = 0; round < 2; round++) { /* the first one with the connection */
+        won = count_won(askers, n_askers);
         since = clock_now_ns();
         crowd->n_took = 0;
         crowd->n_busy = n_askers;
@@ -119,16 +147,18 @@ static void run_crowd(const struct witness_run *w, struct asker *askers, unsigne
         run_loop(crowd);
         took = clock_now_ns() - since;
         qsort(crowd->took_ns, crowd->n_took, sizeof(*crowd->took_ns), by_size);
-        print_message("# %s: %.0f answers/s, half within %.1f ms, 99 %% within %.1f ms\n",
+        print_message("# %s: %.0f answers/s, %.0f swaps/s, half within %.1f ms, "
+                      "99 %% within %.1f ms\n",
                       round == 0 ? "connecting" : "connected",
                       (double)crowd->n_took * 1e9 / (double)took,
+                      (double)(count_won(askers, n_askers) - won) * 1e9 / (double)took,
                       (double)crowd->took_ns[crowd->n_took / 2] / 1e6,
                       (double)crowd->took_ns[crowd->n_took * 99 / 100] / 1e6);
     }
     after = memory_kib(w, "VmRSS:");
     print_message("# %u connections: %.1f KiB of memory each\n", n_askers,
                   (double)(after - before) / n_askers);
-    assert_true((after - before) / n_askers < 100);
+    assert_true((after - before) / n_askers < CONNECTION_KIB);
     free(crowd->took_ns);
 }
 
