@@ -141,7 +141,7 @@ def test_up_and_ping():
         assert pings(lab, "client", "10.78.0.1")
         assert not pings(lab, "client", "10.78.0.2")
         config = lab.ok("exec", "hostb", "sh", "-c", "cat $UNDERSTUDY_CONFIG")
-        assert "name: hostb" in config and "10.77.0.3:7700" in config
+        assert "listen: 10.77.0.2:7700" in config and "key: ed25519:" in config
         assert "is up" in lab.ok("status")
         assert "up already" in lab.refused("up")
     assert "not up" in lab.refused("exec", "hosta", "true")
