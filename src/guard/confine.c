@@ -159,9 +159,16 @@ static int add_rules(scmp_filter_ctx filter)
         r = number == __NR_SCMP_ERROR ? -ENOSYS
                                       : seccomp_rule_add(filter, SCMP_ACT_ERRNO(EPERM), number, 0);
     }
-    for (size_t i = 0; r == 0 && i < sizeof(refused_families) / sizeof(refused_families[0]); i++)
-        r = seccomp_rule_add(filter, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(socket), 1,
-                             SCMP_A0_32(SCMP_CMP_EQ, (uint32_t)refused_families[i]));
+    for (size_t i = 0; r == 0 && i < sizeof(refused_families) / sizeof(refused_families[0]); i++) {
+        const struct scmp_arg_cmp family = {
+            .arg = 0,
+            .op = SCMP_CMP_MASKED_EQ,
+            .datum_a = UINT32_MAX, /* the kernel takes an int: what is above does not count */
+            .datum_b = (scmp_datum_t)refused_families[i],
+        };
+
+        r = seccomp_rule_add_array(filter, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(socket), 1, &family);
+    }
     return r;
 }
 

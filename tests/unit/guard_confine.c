@@ -162,6 +162,7 @@ static void refuses_all(void)
     MUST(syscall(SYS_io_uring_setup, 1, NULL) < 0 && errno == EPERM);
     MUST(socket(AF_NETLINK, SOCK_RAW, 0) < 0 && errno == EPERM);
     MUST(socket(AF_PACKET, SOCK_RAW, 0) < 0 && errno == EPERM);
+    MUST(syscall(SYS_socket, 1L << 32 | AF_NETLINK, SOCK_RAW, 0) < 0 && errno == EPERM);
 }
 
 static void *other_thread(void *arg)

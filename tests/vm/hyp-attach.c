@@ -382,12 +382,16 @@ static void kill_early(void)
 
 /* ---- the world ---- */
 
+static pid_t main_pid;
+
 static void clean_up(void)
 {
     char command[200];
     CLEANUP_FD int pidfd = -1;
     pid_t pid;
 
+    if (getpid() != main_pid)
+        return; /* a guard */
     if (vm_process_find(&config, spec.name, &pid, &pidfd) == 0)
         (void)kill(pid, SIGKILL);
     (void)snprintf(command, sizeof(command), "rm -rf '%s' '%s'", work_dir, shm_dir);
@@ -408,6 +412,8 @@ static void make_world(const char *emulator, const char *machine, const char *us
     strcpy(shm_dir, "/dev/shm/hyp-attach.XXXXXX");
     if (!mkdtemp(work_dir) || !mkdtemp(shm_dir))
         bail_out("mkdtemp: %s", strerror(errno));
+    main_pid = getpid();
+    (void)atexit(clean_up);
     config = (struct host_config){.name = "hosta", .disk_journal_mib = 64};
     (void)snprintf(config.run_dir, sizeof(config.run_dir), "%s", work_dir);
     (void)snprintf(config.state_dir, sizeof(config.state_dir), "%s", work_dir);
@@ -447,6 +453,5 @@ int main(int argc, char **argv)
     run_guards(n);
     kill_early();
     loop_end();
-    clean_up();
     return tap_end();
 }
