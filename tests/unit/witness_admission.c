@@ -130,7 +130,8 @@ static void test_other_purpose(void **state)
     witness_run_start(w);
     t = transport_tls_new(witness_run_tls(w, "hosta"), talk_socket(w), &params);
     assert_non_null(t);
-    assert_true(talk_send(t, "hello", 5) < 0 || talk_ended(t) < 0);
+    (void)talk_send(t, "hello", 5); /* may fail already */
+    assert_true(talk_ended(t) < 0);
 }
 
 /* Nobody makes another host the owner, over the wire as in the store. */

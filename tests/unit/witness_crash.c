@@ -22,6 +22,7 @@
  * confirmed is there afterwards, and whatever it has not is there wholly or not at all. */
 
 #define PATIENCE_NS (20 * NS_PER_S)
+#define STORM_NS    (20 * NS_PER_S)
 
 static const struct arb_record none;
 static const char *program;
@@ -232,13 +233,14 @@ static void test_kill_during_storm(void **state)
     enum { ROUNDS = 100, CHAINS = 4, KILL_US = 30000 };
     struct witness_run *w = *state;
     struct chain chains[CHAINS] = {0};
-    unsigned seed = (unsigned)clock_now_ns(), n_swaps, n_in_doubt = 0;
+    unsigned seed = (unsigned)clock_now_ns(), n_kills = 0, n_swaps, n_in_doubt = 0;
+    const uint64_t end = clock_now_ns() + STORM_NS; /* a slow machine sees fewer */
 
     print_message("# seed %u\n", seed);
     srandom(seed);
     for (unsigned i = 0; i < CHAINS; i++)
         (void)snprintf(chains[i].vm, sizeof(chains[i].vm), "vm-%u", i);
-    for (int round = 0; round < ROUNDS; round++) {
+    for (; n_kills < ROUNDS && clock_now_ns() < end; n_kills++) {
         witness_run_start(w);
         for (unsigned i = 0; i < CHAINS; i++)
             chain_check(&chains[i], w);
@@ -248,9 +250,9 @@ static void test_kill_during_storm(void **state)
     for (unsigned i = 0; i < CHAINS; i++)
         n_in_doubt += chains[i].n_in_doubt;
     n_swaps = count_swaps(chains, CHAINS);
-    print_message("# %d kills, %u swaps confirmed, %u carried out and not\n", ROUNDS, n_swaps,
+    print_message("# %u kills, %u swaps confirmed, %u carried out and not\n", n_kills, n_swaps,
                   n_in_doubt);
-    assert_true(n_swaps >= ROUNDS);
+    assert_true(n_kills >= 10 && n_swaps >= n_kills);
 }
 
 /* ---- every system call of a swap ---- */
