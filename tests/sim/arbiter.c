@@ -136,6 +136,9 @@ static void carry_out(struct world *w, struct ask *ask)
     struct arbiter *a = &w->arbiter;
     struct arb_record before = a->reg;
 
+    if (arb_record_equal(&a->reg, &ask->request.expected) &&
+        !arb_request_allowed(&ask->request, host_names[ask->proc / 2]))
+        world_fail(w, "%s asks for a swap that is not its to make", host_names[ask->proc / 2]);
     arb_register_apply(&a->reg, &ask->request, &ask->reply);
     if (ask->request.op != WIRE_ARB_CAS)
         return;
