@@ -58,23 +58,17 @@ static void fail(struct channel *c, const char *why)
         (void)sd_event_source_set_priority(c->broken_source, SD_EVENT_PRIORITY_IMPORTANT);
 }
 
-static bool has_pending(const struct channel *c)
-{
-    const struct transport_ops *ops = c->transport->ops;
-
-    return ops->pending && ops->pending(c->transport);
-}
-
-/* Has the loop wake us for whatever brings the connection on. Bytes that are pending when we get
- * the transport are seen at once, since its socket can be written. */
+/* Has the loop wake us for whatever brings the connection on. Of what the transport has read
+ * already, poll does not tell; that the socket can be written wakes us as well. */
 static void watch(struct channel *c)
 {
     const struct transport_ops *ops = c->transport->ops;
     bool write = ops->wants_write ? ops->wants_write(c->transport) : c->out_from < c->out_to;
 
+    if (ops->pending && ops->pending(c->transport))
+        write = true;
     if (!c->broken)
-        (void)sd_event_source_set_io_events(c->source,
-                                            EPOLLIN | (write || has_pending(c) ? EPOLLOUT : 0));
+        (void)sd_event_source_set_io_events(c->source, EPOLLIN | (write ? EPOLLOUT : 0));
 }
 
 static void flush(struct channel *c)
@@ -203,15 +197,14 @@ static bool read_some(struct channel *c, bool *freed)
     return true;
 }
 
-/* Reads first: in a handshake that is what brings the writing on. Poll does not tell of what the
- * transport has already read, so that is taken in any case: a record, at most. */
+/* Reads first: in a handshake that is what brings the writing on. */
 static int on_io(sd_event_source *source, int fd, uint32_t events, void *user)
 {
     struct channel *c = user;
     bool freed = false;
 
     c->freed = &freed;
-    for (int i = 0; !c->broken && (i < 2 * MESSAGES_PER_WAKEUP || has_pending(c)); i++) {
+    for (int i = 0; i < 2 * MESSAGES_PER_WAKEUP && !c->broken; i++) {
         if (!read_some(c, &freed))
             break;
     }
