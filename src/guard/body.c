@@ -340,6 +340,8 @@ int body_attach(const struct host_config *config, const struct vm_spec *spec,
         fault_point("body.attach");
         r = ops->attach(&launch, pid, &b->vm, ret_running, err);
     }
+    if (r == -ESRCH) /* what never ran its VM is of no use to whoever tries again */
+        kill_leftover(b);
     if (r < 0) {
         abandon(b);
         return r;

@@ -49,8 +49,9 @@ int body_open(const struct host_config *config, const struct vm_spec *spec,
  * to be anywhere else: frames that the dead guard held are lost, as on a network, and the disks are
  * synced, so that no flush is owed. They are open: the guest goes on writing, as in a VM that has
  * lost its standby. *ret_running: whether the VM runs; if not, ops->resume() lets it. Blocks as
- * ops->attach. -ESRCH: there is nothing to attach to; -EBUSY: another process has it. In any case
- * of failure the hypervisor is left as it was (body_open() would kill it). */
+ * ops->attach. -ESRCH: there is nothing to attach to, and what waited for a state is killed;
+ * -EBUSY: another process has it. In any other case of failure the hypervisor is left as it was
+ * (body_open() would kill it). */
 int body_attach(const struct host_config *config, const struct vm_spec *spec,
                 const struct hyp_ops *ops, sd_event *event, const struct hyp_callbacks *callbacks,
                 void *user, struct body **ret_body, bool *ret_running,
