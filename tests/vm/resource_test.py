@@ -285,7 +285,8 @@ def soak():
     begin, end = memory.at(0.1), memory.at(0.95)
     slopes = {name: round(slope_kib(memory, name, epochs), 1) for name in memory.pids}
     keep("soak.json", {"epochs": done, "seconds": round(took, 1), "operations": figures["ops"],
-                       "start_kib": begin, "end_kib": end, "second_half_kib_per_1000_epochs": slopes})
+                       "start_kib": begin, "end_kib": end,
+                       "second_half_kib_per_1000_epochs": slopes})
     for name, kib in end.items():
         # What the pools have room for is used sooner or later; a leak is in every epoch.
         expect(kib - begin[name] <= 2048 and slopes[name] < 100,
