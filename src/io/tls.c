@@ -193,6 +193,7 @@ static int explain(struct transport_tls *t, int returned)
 static int handshake(struct transport_tls *t)
 {
     uint8_t *out;
+    size_t room;
     int r;
 
     if (t->ready || t->error)
@@ -203,11 +204,15 @@ static int handshake(struct transport_tls *t)
     r = SSL_do_handshake(t->ssl);
     if (r != 1)
         return explain(t, r);
-    out = FAULTY_ALLOC("tls.out-room", realloc(t->out, RECORDS_PER_SEND * RECORD_ROOM));
-    if (!out || !tls_purpose_agreed(t) || public_key_none(&t->peer))
-        return t->error = out ? -EPROTO : -ENOMEM;
+    if (!tls_purpose_agreed(t) || public_key_none(&t->peer))
+        return t->error = -EPROTO;
+    /* A witness has thousands of connections, for small messages. */
+    room = (t->params.purpose == TLS_ARBITER ? 1 : RECORDS_PER_SEND) * (size_t)RECORD_ROOM;
+    out = FAULTY_ALLOC("tls.out-room", realloc(t->out, room));
+    if (!out)
+        return t->error = -ENOMEM;
     t->out = out;
-    t->out_room = RECORDS_PER_SEND * RECORD_ROOM;
+    t->out_room = room;
     t->ready = true;
     return 0;
 }
