@@ -124,12 +124,13 @@ static int open_all(struct daemon *d, const char *listen, struct err *err)
     if (r == 0)
         r = tls_context_new(identity, &d->tls, err);
     identity_free(identity);
+    if (r < 0)
+        return r;
     /* The watch first: a change that comes after hosts_load() is seen by it. */
-    if (r == 0 &&
-        (r = sd_event_add_inotify(d->event, &d->watch, ".", IN_MOVED_TO | IN_ONLYDIR, on_change, d)) < 0)
+    r = sd_event_add_inotify(d->event, &d->watch, ".", IN_MOVED_TO | IN_ONLYDIR, on_change, d);
+    if (r < 0)
         return err_sys(err, r, "watch the state directory");
-    if (r >= 0)
-        r = hosts_load(STATE_HOSTS, &hosts, err);
+    r = hosts_load(STATE_HOSTS, &hosts, err);
     if (r == 0)
         r = server_new(d->event, listen, d->store, d->tls, take_ptr(hosts), &d->server, err);
     return r;

@@ -73,50 +73,6 @@ static int teardown_memory(void **state)
     return 0;
 }
 
-static struct wire_arb_request request_of(const char *vm, const struct arb_record *expected,
-                                          const struct arb_record *wanted)
-{
-    struct wire_arb_request request = {
-        .op = wanted->term ? WIRE_ARB_CAS : WIRE_ARB_GET, .expected = *expected, .wanted = *wanted};
-
-    strcpy(request.vm, vm);
-    return request;
-}
-
-/* One request, one connection. `wanted` none: just a look. */
-static struct wire_arb_reply ask(struct witness_run *w, const char *vm,
-                                 const struct arb_record *expected, const struct arb_record *wanted)
-{
-    struct wire_arb_request request = request_of(vm, expected, wanted);
-    struct wire_arb_reply reply;
-    struct err err = {""};
-
-    if (arbiter_ask_once(&w->config, witness_run_tls(w, "hosta"), "hosta", &request, PATIENCE_NS,
-                         &reply, &err) < 0)
-        fail_msg("%s", err.text);
-    return reply;
-}
-
-static struct arb_record get(struct witness_run *w, const char *vm)
-{
-    struct wire_arb_reply reply = ask(w, vm, &none, &none);
-
-    assert_int_equal(reply.status, WIRE_ARB_DONE);
-    return reply.current;
-}
-
-/* The record that follows another one in these tests: hosta is paired, and alone, in turns. */
-static struct arb_record successor(const struct arb_record *record)
-{
-    struct arb_record next = {.term = record->term + 1, .mode = ARB_SOLO, .owner = "hosta"};
-
-    if (record->mode == ARB_SOLO) {
-        next.mode = ARB_PAIRED;
-        strcpy(next.standby, "hostb");
-    }
-    return next;
-}
-
 static void kill_and_wait(struct witness_run *w)
 {
     witness_run_signal(w, SIGKILL);
@@ -139,8 +95,8 @@ static void chain_ask(struct chain *c)
 {
     struct wire_arb_request request;
 
-    c->asked = successor(&c->known);
-    request = request_of(c->vm, &c->known, &c->asked);
+    c->asked = witness_run_successor(&c->known);
+    request = witness_run_request(c->vm, &c->known, &c->asked);
     arbiter_client_ask(c->client, c->n_swaps, &request);
 }
 
@@ -164,7 +120,7 @@ static void chain_answer(void *user, uint64_t id, uint8_t status, const struct a
 /* What is there is what was confirmed last, or what was asked for after that. */
 static void chain_check(struct chain *c, struct witness_run *w)
 {
-    struct arb_record now = get(w, c->vm);
+    struct arb_record now = witness_run_get(w, c->vm);
 
     if (!arb_record_equal(&now, &c->known)) {
         assert_true(arb_record_equal(&now, &c->asked));
@@ -339,7 +295,7 @@ static struct transport *start_with(struct witness_run *w, const char *vm,
 {
     witness_run_start(w);
     if (old->term)
-        assert_int_equal(ask(w, vm, &none, old).status, WIRE_ARB_DONE);
+        assert_int_equal(witness_run_ask(w, vm, &none, old).status, WIRE_ARB_DONE);
     return talk_start(w, "hosta");
 }
 
@@ -369,7 +325,7 @@ static void assert_order(const struct trace *trace)
 static void kill_at_every_call(struct witness_run *w, const char *prefix,
                                const struct arb_record *old)
 {
-    struct arb_record wanted = successor(old), now;
+    struct arb_record wanted = witness_run_successor(old), now;
     struct wire_arb_request request;
     struct trace trace;
     int stop = 0, n_old = 0, n_new = 0;
@@ -379,21 +335,21 @@ static void kill_at_every_call(struct witness_run *w, const char *prefix,
         struct transport *t;
 
         (void)snprintf(vm, sizeof(vm), "%s-%d", prefix, ++stop);
-        request = request_of(vm, old, &wanted);
+        request = witness_run_request(vm, old, &wanted);
         t = start_with(w, vm, old);
         trace_swap(w, t, &request, stop, 0, &trace);
         assert_false(trace.ended);
         kill_and_wait(w);
         talk_end(t);
         witness_run_start(w);
-        now = get(w, vm);
+        now = witness_run_get(w, vm);
         assert_true(arb_record_equal(&now, &wanted) || arb_record_equal(&now, old));
         if (trace.answered)
             assert_true(arb_record_equal(&now, &wanted));
         *(arb_record_equal(&now, old) ? &n_old : &n_new) += 1;
         /* What the crash left over is in nobody's way. */
         if (arb_record_equal(&now, old))
-            assert_int_equal(ask(w, vm, old, &wanted).status, WIRE_ARB_DONE);
+            assert_int_equal(witness_run_ask(w, vm, old, &wanted).status, WIRE_ARB_DONE);
         kill_and_wait(w);
     } while (!trace.done);
     print_message("# killed at %d stops: %d times the old record, %d times the new one\n", stop,
@@ -404,7 +360,7 @@ static void kill_at_every_call(struct witness_run *w, const char *prefix,
 
 static void test_kill_at_every_system_call(void **state)
 {
-    const struct arb_record first = successor(&none);
+    const struct arb_record first = witness_run_successor(&none);
 
     kill_at_every_call(*state, "web", &first);
 }
@@ -418,7 +374,8 @@ static void test_kill_at_every_system_call_of_the_first(void **state)
 /* Each system call that has to do with the disk fails: what is answered then is the truth. */
 static void test_every_system_call_fails(void **state)
 {
-    const struct arb_record first = successor(&none), second = successor(&first);
+    const struct arb_record first = witness_run_successor(&none),
+                            second = witness_run_successor(&first);
     static const long disk[] = {SYS_openat,   SYS_write, SYS_fdatasync,
                                 SYS_renameat, SYS_fsync, SYS_getdents64};
     struct witness_run *w = *state;
@@ -429,7 +386,7 @@ static void test_every_system_call_fails(void **state)
     struct trace whole, trace;
     char vm[32];
 
-    request = request_of("whole", &first, &second);
+    request = witness_run_request("whole", &first, &second);
     t = start_with(w, "whole", &first);
     trace_swap(w, t, &request, -1, 0, &whole);
     kill_and_wait(w);
@@ -443,7 +400,7 @@ static void test_every_system_call_fails(void **state)
         if (!is_disk)
             continue;
         (void)snprintf(vm, sizeof(vm), "fail-%d", n);
-        request = request_of(vm, &first, &second);
+        request = witness_run_request(vm, &first, &second);
         t = start_with(w, vm, &first);
         trace_swap(w, t, &request, -1, n, &trace);
         if (trace.ended) { /* nothing was answered */
@@ -462,7 +419,7 @@ static void test_every_system_call_fails(void **state)
             kill_and_wait(w);
         }
         witness_run_start(w);
-        now = get(w, vm);
+        now = witness_run_get(w, vm);
         assert_true(arb_record_equal(&now, trace.ended ? &second : &first));
         kill_and_wait(w);
     }
@@ -476,30 +433,32 @@ static void test_every_system_call_fails(void **state)
 
 static void assert_nothing_is_stored(struct witness_run *w, const struct arb_record *there)
 {
-    struct arb_record next = successor(there), first = successor(&none), now;
+    struct arb_record next = witness_run_successor(there), first = witness_run_successor(&none),
+                      now;
     struct wire_arb_reply reply;
 
     for (int i = 0; i < 3; i++) {
-        reply = ask(w, "web", there, &next);
+        reply = witness_run_ask(w, "web", there, &next);
         assert_int_equal(reply.status, WIRE_ARB_ERROR);
         assert_true(arb_record_equal(&reply.current, there));
-        now = get(w, "web");
+        now = witness_run_get(w, "web");
         assert_true(arb_record_equal(&now, there));
-        assert_int_equal(ask(w, "other", &none, &first).status, WIRE_ARB_ERROR);
+        assert_int_equal(witness_run_ask(w, "other", &none, &first).status, WIRE_ARB_ERROR);
     }
 }
 
 static void test_full_disk(void **state)
 {
     struct witness_run *w = *state;
-    struct arb_record first = successor(&none), second = successor(&first), now;
+    struct arb_record first = witness_run_successor(&none), second = witness_run_successor(&first),
+                      now;
     static uint8_t filler[1 << 20];
     char path[128], said[256];
     FILE *f;
 
     assert_int_equal(mount(NULL, w->dir, NULL, MS_REMOUNT, "size=128k"), 0);
     witness_run_start(w);
-    assert_int_equal(ask(w, "web", &none, &first).status, WIRE_ARB_DONE);
+    assert_int_equal(witness_run_ask(w, "web", &none, &first).status, WIRE_ARB_DONE);
     (void)snprintf(path, sizeof(path), "%s/filler.tmp", w->dir);
     f = fopen(path, "w");
     assert_non_null(f);
@@ -512,28 +471,28 @@ static void test_full_disk(void **state)
     assert_nothing_is_stored(w, &first);
     assert_int_equal(ftruncate(fileno(f), 0), 0);
     fclose(f);
-    assert_int_equal(ask(w, "web", &first, &second).status, WIRE_ARB_DONE);
-    assert_int_equal(ask(w, "other", &none, &first).status, WIRE_ARB_DONE);
+    assert_int_equal(witness_run_ask(w, "web", &first, &second).status, WIRE_ARB_DONE);
+    assert_int_equal(witness_run_ask(w, "other", &none, &first).status, WIRE_ARB_DONE);
     kill_and_wait(w);
     witness_run_start(w);
-    now = get(w, "web");
+    now = witness_run_get(w, "web");
     assert_true(arb_record_equal(&now, &second));
 }
 
 static void test_read_only_disk(void **state)
 {
     struct witness_run *w = *state;
-    struct arb_record first = successor(&none), second = successor(&first);
+    struct arb_record first = witness_run_successor(&none), second = witness_run_successor(&first);
 
     witness_run_start(w);
-    assert_int_equal(ask(w, "web", &none, &first).status, WIRE_ARB_DONE);
+    assert_int_equal(witness_run_ask(w, "web", &none, &first).status, WIRE_ARB_DONE);
     assert_int_equal(mount(NULL, w->dir, NULL, MS_REMOUNT | MS_RDONLY, NULL), 0);
     assert_nothing_is_stored(w, &first);
     kill_and_wait(w);
     witness_run_start(w); /* it can still be asked */
     assert_nothing_is_stored(w, &first);
     assert_int_equal(mount(NULL, w->dir, NULL, MS_REMOUNT, NULL), 0);
-    assert_int_equal(ask(w, "web", &first, &second).status, WIRE_ARB_DONE);
+    assert_int_equal(witness_run_ask(w, "web", &first, &second).status, WIRE_ARB_DONE);
 }
 
 #define IN_MEMORY(test) cmocka_unit_test_setup_teardown(test, setup_memory, teardown_memory)

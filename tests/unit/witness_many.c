@@ -245,6 +245,7 @@ int main(int argc, char **argv)
     };
     struct rlimit files;
 
+    (void)unsetenv("MALLOC_PERTURB_"); /* it would have memory used that is not */
     program = argc > 1 ? argv[1] : "understudy-witness";
     if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
         files.rlim_cur = files.rlim_max;

@@ -30,67 +30,26 @@ static int teardown(void **state)
     return 0;
 }
 
-static struct wire_arb_request request_of(uint8_t op, const struct arb_record *expected,
-                                          const struct arb_record *wanted)
-{
-    return (struct wire_arb_request){
-        .op = op, .vm = "web", .expected = *expected, .wanted = *wanted};
-}
-
-/* One request, one connection. */
-static struct wire_arb_reply ask(struct witness_run *w, uint8_t op,
-                                 const struct arb_record *expected, const struct arb_record *wanted)
-{
-    struct wire_arb_request request = request_of(op, expected, wanted);
-    struct wire_arb_reply reply;
-    struct err err = {""};
-
-    if (arbiter_ask_once(&w->config, witness_run_tls(w, "hosta"), "hosta", &request, 20 * NS_PER_S,
-                         &reply, &err) < 0)
-        fail_msg("%s", err.text);
-    return reply;
-}
-
-static struct arb_record get(struct witness_run *w)
-{
-    struct wire_arb_reply reply = ask(w, WIRE_ARB_GET, &none, &none);
-
-    assert_int_equal(reply.status, WIRE_ARB_DONE);
-    return reply.current;
-}
-
-/* The record that follows another one in these tests: hosta is paired, and alone, in turns. */
-static struct arb_record successor(const struct arb_record *record)
-{
-    struct arb_record next = {.term = record->term + 1, .mode = ARB_SOLO, .owner = "hosta"};
-
-    if (record->mode == ARB_SOLO) {
-        next.mode = ARB_PAIRED;
-        strcpy(next.standby, "hostb");
-    }
-    return next;
-}
-
 static void test_swap_and_conflict(void **state)
 {
     struct witness_run *w = *state;
-    struct arb_record first = successor(&none), second = successor(&first);
+    struct arb_record first = witness_run_successor(&none), second = witness_run_successor(&first);
     struct wire_arb_reply reply;
 
     witness_run_start(w);
     assert_true(arb_record_equal(&(struct arb_record){0}, &none));
-    reply = ask(w, WIRE_ARB_CAS, &none, &first);
+    reply = witness_run_ask(w, "web", &none, &first);
     assert_int_equal(reply.status, WIRE_ARB_DONE);
     assert_true(arb_record_equal(&reply.current, &first));
-    reply = ask(w, WIRE_ARB_CAS, &none, &first);
+    reply = witness_run_ask(w, "web", &none, &first);
     assert_int_equal(reply.status, WIRE_ARB_CONFLICT);
     assert_true(arb_record_equal(&reply.current, &first));
-    reply = ask(w, WIRE_ARB_CAS, &first, &second);
+    reply = witness_run_ask(w, "web", &first, &second);
     assert_int_equal(reply.status, WIRE_ARB_DONE);
     witness_run_signal(w, SIGTERM);
     assert_int_equal(witness_run_wait(w), 0); /* ends with exit status 0 */
     witness_run_start(w);
-    reply.current = get(w);
+    reply.current = witness_run_get(w, "web");
     assert_true(arb_record_equal(&reply.current, &second));
 }
 

@@ -23,6 +23,8 @@ enum { READY_MS = 20000, POLL_MS = 2 };
 
 #define PATIENCE_NS (20 * NS_PER_S)
 
+static const struct arb_record no_record;
+
 struct arbiter_config witness_config(const char *address)
 {
     struct arbiter_config config = {.kind = ARBITER_WITNESS};
@@ -203,6 +205,49 @@ int witness_run_wait(struct witness_run *w)
     assert_int_equal(waitpid(w->pid, &status, 0), w->pid);
     w->pid = 0;
     return status;
+}
+
+struct wire_arb_request witness_run_request(const char *vm, const struct arb_record *expected,
+                                            const struct arb_record *wanted)
+{
+    struct wire_arb_request request = {
+        .op = wanted->term ? WIRE_ARB_CAS : WIRE_ARB_GET, .expected = *expected, .wanted = *wanted};
+
+    strcpy(request.vm, vm);
+    return request;
+}
+
+struct wire_arb_reply witness_run_ask(struct witness_run *w, const char *vm,
+                                      const struct arb_record *expected,
+                                      const struct arb_record *wanted)
+{
+    struct wire_arb_request request = witness_run_request(vm, expected, wanted);
+    struct wire_arb_reply reply;
+    struct err err = {""};
+
+    if (arbiter_ask_once(&w->config, witness_run_tls(w, "hosta"), "hosta", &request, PATIENCE_NS,
+                         &reply, &err) < 0)
+        fail_msg("%s", err.text);
+    return reply;
+}
+
+struct arb_record witness_run_get(struct witness_run *w, const char *vm)
+{
+    struct wire_arb_reply reply = witness_run_ask(w, vm, &no_record, &no_record);
+
+    assert_int_equal(reply.status, WIRE_ARB_DONE);
+    return reply.current;
+}
+
+struct arb_record witness_run_successor(const struct arb_record *record)
+{
+    struct arb_record next = {.term = record->term + 1, .mode = ARB_SOLO, .owner = "hosta"};
+
+    if (record->mode == ARB_SOLO) {
+        next.mode = ARB_PAIRED;
+        strcpy(next.standby, "hostb");
+    }
+    return next;
 }
 
 static int remove_entry(const char *path, const struct stat *st, int type, struct FTW *at)

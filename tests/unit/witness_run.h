@@ -7,6 +7,7 @@
 
 #include "io/config.h"
 #include "io/tls.h"
+#include "wire/msg.h"
 
 enum { WITNESS_RUN_HOSTS = 8 };
 
@@ -55,6 +56,19 @@ void witness_run_allow(struct witness_run *w, const char *name, const char *grou
 
 /* A new key, by way of a file that is gone again. The caller owns it. */
 struct identity *witness_run_identity(const struct witness_run *w);
+
+/* A swap; without a wanted record, a look. */
+struct wire_arb_request witness_run_request(const char *vm, const struct arb_record *expected,
+                                            const struct arb_record *wanted);
+
+/* Asks as hosta, on a connection of its own; and what a register holds. */
+struct wire_arb_reply witness_run_ask(struct witness_run *w, const char *vm,
+                                      const struct arb_record *expected,
+                                      const struct arb_record *wanted);
+struct arb_record witness_run_get(struct witness_run *w, const char *vm);
+
+/* A record that may follow another one: hosta is paired, and alone, in turns. */
+struct arb_record witness_run_successor(const struct arb_record *record);
 
 /* Sends it a signal; where that ends it, witness_run_wait() returns its status as waitpid() does.
  */
