@@ -90,7 +90,7 @@ static struct hyp_vm *new_vm(sd_event *event, bool incoming, int *ret_peer)
     dirty_init(&vm->dirty);
     vm->pidfd = pipe_fds[1]; /* no pidfd: killing and waiting fail at once */
     require(qmp_new(fds[0], &vm_qmp_callbacks, vm, &vm->qmp) == 0);
-    require(vm_attach(vm) == 0);
+    require(vm_join_loop(vm) == 0);
     vm->exit_source = sd_event_source_disable_unref(vm->exit_source);
     *ret_peer = fds[1];
     return vm;

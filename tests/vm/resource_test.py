@@ -158,6 +158,7 @@ def moved(lab):
     lab.must("hosta", "switchover", "web")
     lab.wait_state("hostb", "protected", 30)
     lab.must("hostb", "stop", "web")
+    wait_for("hosta to let go of its copy", lambda: not lab.status("hosta").get("pid"), 10)
 
 
 def destroyed(lab):
