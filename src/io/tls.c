@@ -19,17 +19,15 @@
  * records go into one system call. What is in `out` has been taken from the caller, as if it were
  * in the socket's buffer; every later call sends it on, and wants_write() tells that it is there.
  *
- * Reading: exactly the records that are asked for leave the socket, as tls_detach() needs. But
- * behind a large record another one is likely, and so its header, without which OpenSSL cannot ask
- * for the rest, is read along with the large one: half the system calls. */
+ * Reading: exactly the records that are asked for leave the socket, as tls_detach() needs. That
+ * takes two system calls for each, of its header and of the rest; to have one gained nothing that
+ * could be measured (make bench-link): the time goes to AES and to the copies of the kernel. */
 
 enum {
     RECORD_BYTES = SSL3_RT_MAX_PLAIN_LENGTH,
     RECORD_ROOM = RECORD_BYTES + 256, /* sealed, with a key update before it */
     RECORDS_PER_SEND = 8,
     HANDSHAKE_ROOM = 4096, /* before `ready`; our flights have about 1 KiB */
-    /* A read of so much is the body of a large record. */
-    BULK_BYTES = RECORD_BYTES / 2,
     /* A new key after so many records. AES-GCM allows 2^24.5 of them (RFC 8446, 5.5). */
     RECORDS_PER_KEY = 1 << 18,
 };
@@ -85,24 +83,14 @@ static int bio_write(BIO *bio, const char *bytes, size_t n, size_t *ret_done)
 static int bio_read(BIO *bio, char *bytes, size_t n, size_t *ret_done)
 {
     struct transport_tls *t = BIO_get_data(bio);
-    struct iovec iov[2] = {{bytes, n}, {t->header, sizeof(t->header)}};
     ssize_t got;
 
     BIO_clear_retry_flags(bio);
-    if (t->n_header) {
-        n = n < t->n_header ? n : t->n_header;
-        memcpy(bytes, t->header, n);
-        t->n_header -= n;
-        memmove(t->header, t->header + n, t->n_header);
-        *ret_done = n;
-        return 1;
-    }
     do {
-        got = FAULTY("tls.read", readv(t->fd, iov, t->ready && n >= BULK_BYTES ? 2 : 1));
+        got = FAULTY("tls.read", read(t->fd, bytes, n));
     } while (got < 0 && errno == EINTR);
     if (got > 0) {
-        *ret_done = (size_t)got < n ? (size_t)got : n;
-        t->n_header = (size_t)got - *ret_done;
+        *ret_done = (size_t)got;
         return 1;
     }
     if (got == 0)
@@ -413,7 +401,7 @@ int tls_detach(struct transport *base)
 
     if (base->ops != &tls_ops)
         return -EINVAL;
-    if (!t->ready || t->error || t->n_header || SSL_has_pending(t->ssl) || send_out(t, 0) < 0)
+    if (!t->ready || t->error || SSL_has_pending(t->ssl) || send_out(t, 0) < 0)
         return -EBUSY;
     fd = t->fd;
     tls_free(t);

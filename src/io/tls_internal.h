@@ -8,8 +8,6 @@
 
 /* What tls.c (the transport) and tls_context.c (keys and rules) share. */
 
-enum { TLS_RECORD_HEADER_BYTES = 5 }; /* RFC 8446, 5.2 */
-
 struct transport_tls {
     struct transport base;
     int fd;
@@ -22,8 +20,6 @@ struct transport_tls {
     int error;              /* negative: the connection is over, for reads and writes */
     int send_error;         /* negative: writes fail; what the peer said before can be read */
     int bio_error;          /* why OpenSSL's last read or write of the socket failed */
-    uint8_t header[TLS_RECORD_HEADER_BYTES]; /* of the next record, read with the one before it */
-    size_t n_header;
     uint8_t *out; /* sealed records on their way to the socket */
     size_t out_from, out_to, out_room;
     uint64_t n_sealed; /* records */

@@ -505,8 +505,7 @@ static void no_second_layer_with_bytes_under_way(void **state)
     assert_true(t[1]->ops->pending(t[1])); /* a part of the first record */
     assert_int_equal(tls_detach(t[1]), -EBUSY);
     assert_int_equal(transport_read_all(t[1], bytes, 6384), 0);
-    assert_false(t[1]->ops->pending(t[1])); /* the header of the next one was read */
-    assert_int_equal(tls_detach(t[1]), -EBUSY);
+    assert_false(t[1]->ops->pending(t[1])); /* all that is left is in the socket */
     assert_int_equal(transport_read_all(t[1], bytes, sizeof(bytes) - 16384), 0);
     fd[1] = t[1]->ops->fd(t[1]);
     assert_int_equal(tls_detach(t[1]), fd[1]);
