@@ -27,7 +27,9 @@ OUT = os.path.join(TOP, "build", "check")
 
 STAGING_MIB, GATE_MIB, JOURNAL_MIB = 32, 8, 16
 SMALL = (f"staging_mib: {STAGING_MIB}\ngate_mib: {GATE_MIB}\n"
-         f"disk_journal_mib: {JOURNAL_MIB}\n")
+         f"disk_journal_mib: {JOURNAL_MIB}\n"
+         # It is memory that is tried here: a busy machine shall not make it a failover.
+         "timeouts:\n  standby_ms: 1000\n  primary_ms: 1500\n")
 CODE_MIB = 24    # of a process without anything to do: program, libraries' heaps, stacks
 GUEST_MIB = 384
 FLOOD_S = 12
@@ -290,7 +292,8 @@ def soak():
                        "second_half_kib_per_1000_epochs": slopes})
     for name, kib in end.items():
         # What the pools have room for is used sooner or later; a leak is in every epoch.
-        expect(kib - begin[name] <= 2048 and slopes[name] < 100,
+        grew = kib - begin[name]
+        expect(grew <= 512 or (grew <= 2048 and slopes[name] < 100),
                f"{name} grew from {begin[name]:.0f} to {kib:.0f} KiB, {slopes[name]} KiB per 1,000"
                " epochs at the end")
     return (f"# {done} epochs in {took:.0f} s, {figures['ops']:.0f} operations; KiB at the start"
