@@ -105,13 +105,28 @@ static int load_key(struct process *p, bool *ret_changed, struct err *err)
     return r;
 }
 
-/* understudyd has changed the peers' file, or this host's key. */
+/* The witness may have another key by now; where it is does not change under a running VM. */
+static int load_witness_key(struct process *p, struct err *err)
+{
+    CLEANUP_FREE struct host_config *now = malloc(sizeof(*now));
+    int r;
+
+    if (!now)
+        return err_sys(err, -ENOMEM, "configuration");
+    r = host_config_load_file(host_config_path(p->options.config_path), now, err);
+    if (r >= 0 && strcmp(now->arbiter.address, p->config.arbiter.address) == 0)
+        p->config.arbiter.key = now->arbiter.key;
+    return r;
+}
+
+/* understudyd has changed the peers' file, or this host's key, or was started again. */
 static void reload(struct process *p, struct control_request *req)
 {
     bool own_changed;
     struct err err;
 
-    if (peers_load(&p->config, &err) < 0 || load_key(p, &own_changed, &err) < 0) {
+    if (peers_load(&p->config, &err) < 0 || load_witness_key(p, &err) < 0 ||
+        load_key(p, &own_changed, &err) < 0) {
         log_error("keys and peers stay as they were: %s", err.text);
         control_fail(req, "%s: %s", p->vm, err.text);
         return;

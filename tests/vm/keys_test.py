@@ -57,6 +57,33 @@ def change_of_keys():
 
 
 @tap.test
+def witness_key():
+    """the witness changes its key under a protected VM, which fails over by the new one"""
+    with protected_vm("witnesskey") as (lab, ledger):
+        marks = {host: len(lab.log(host)) for host in lab.hosts}
+        old = witness(lab, "key").stdout.strip()
+        new = witness(lab, "key", "new").stdout.strip()
+        witness(lab, "key", "use")
+        lab.lab("crash", "witness")  # drops the connections that were made with the old one
+        lab.restart_host("witness")
+        for host in lab.hosts:
+            path = f"{lab.dir}/{host}/understudy.yaml"
+            with open(path, encoding="ascii") as file:
+                text = file.read()
+            expect(old in text, "the witness's key is not in understudy.yaml")
+            with open(path, "w", encoding="ascii") as file:
+                file.write(text.replace(old, new))
+            lab.daemons[host].terminate()
+            lab.daemons[host].wait(10)
+            lab.start_daemon(host)
+        for host in lab.hosts:
+            expect(not states(lab, host, marks[host]), f"the protection was touched on {host}")
+        lab.lab("crash", "hosta")
+        lab.wait_state("hostb", "solo", 10)
+        ledger.check()
+
+
+@tap.test
 def removed_peer():
     """a peer that was removed gets in no more; added again, it protects again"""
     with protected_vm("removed") as (lab, ledger):
