@@ -9,6 +9,7 @@
 #include <time.h>
 
 #include "guard/sender.h"
+#include "plain_transport.h"
 #include "standby/receiver.h"
 #include "tls_rig.h"
 

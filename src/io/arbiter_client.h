@@ -25,9 +25,9 @@ typedef void arbiter_answer_fn(void *user, uint64_t id, uint8_t status,
                                const struct arb_record *current, const char *why);
 
 /* Whom to ask is config's choice; it and tls are borrowed for the client's life. tls: our key, for
- * a witness (NULL: plain TCP, in unit tests only); etcd needs none. host and vm are copied, event
- * is referenced. timeout_ns bounds each request, connecting included. 0; -EINVAL when a name is not
- * valid; -ENOMEM. Connects to nothing yet. */
+ * a witness; etcd needs none. host and vm are copied, event is referenced. timeout_ns bounds each
+ * request, connecting included. 0; -EINVAL when a name is not valid; -ENOMEM. Connects to nothing
+ * yet. */
 int arbiter_client_new(sd_event *event, const struct arbiter_config *config,
                        struct tls_context *tls, const char *host, const char *vm,
                        uint64_t timeout_ns, arbiter_answer_fn *on_answer, void *user,

@@ -54,7 +54,7 @@ static int connect_channel(sd_event *event, const struct arbiter_config *config,
 
     if (r < 0)
         return r;
-    transport = tls ? transport_tls_new(tls, fd, &params) : transport_tcp_new(fd);
+    transport = transport_tls_new(tls, fd, &params);
     if (!transport)
         return err_sys(err, -ENOMEM, "connect");
     keep_alive(transport->ops->fd(transport));

@@ -53,8 +53,8 @@ int tls_context_change(struct tls_context *context, const struct identity *ident
                        struct err *err) US_MUST_CHECK;
 void tls_context_free(struct tls_context *context); /* transports may outlive it; NULL is allowed */
 
-/* Wraps a connected, or connecting, socket; sets it up as transport_tcp_new() does. Takes fd also
- * on failure. NULL when out of memory. */
+/* Wraps a connected, or connecting, TCP socket, and sets it up. Takes fd also on failure. NULL when
+ * out of memory. */
 struct transport *transport_tls_new(struct tls_context *context, int fd,
                                     const struct tls_params *params);
 

@@ -10,14 +10,14 @@
 
 #include "base/err.h"
 
-/* A byte stream to a peer: TLS (io/tls.h), or the bare socket, which only tests use. A transport
- * belongs to one thread at a time, but for shutdown(), which any thread may call to make a blocked
- * read or write of another return. */
+/* A byte stream to a peer: TLS (io/tls.h); tests have others. A transport belongs to one thread at a
+ * time, but for shutdown(), which any thread may call to make a blocked read or write of another
+ * return. */
 
 struct transport;
 
 struct transport_ops {
-    const char *name; /* "tcp", "tls" */
+    const char *name; /* "tls" */
     /* As readv(2)/writev(2), without SIGPIPE: bytes moved, 0 = end of stream (read), -EAGAIN on a
      * non-blocking transport that is not ready, or another negative errno. May be short. */
     ssize_t (*readv)(struct transport *t, const struct iovec *iov, int n_iov);
@@ -41,10 +41,6 @@ struct transport {
 /* Sets up a TCP socket for a transport: TCP_NODELAY, keep-alive off (heartbeats do that), broken
  * when the peer has taken nothing for 3 s. */
 void transport_tune(int fd);
-
-/* Wraps a connected TCP (or, in tests, UNIX) socket, set up. Takes fd also on failure. Returns NULL
- * when out of memory. */
-struct transport *transport_tcp_new(int fd);
 
 /* Starts to connect to "ADDRESS:PORT" or "[ADDRESS]:PORT" (numeric, no look-ups), non-blocking.
  * On success *ret_fd is a socket that becomes writable when connected or failed (SO_ERROR). */

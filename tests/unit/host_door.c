@@ -8,6 +8,7 @@
 #include <time.h>
 
 #include "host_peer.h"
+#include "plain_transport.h"
 #include "unit.h"
 
 /* understudyd's door: who is let in, who is not, and that nobody keeps others out. This test is the

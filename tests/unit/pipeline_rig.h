@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "guard/sender.h"
+#include "plain_transport.h"
 #include "standby/receiver.h"
 #include "tcp_pair.h"
 #include "unit.h"

@@ -9,7 +9,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "io/transport.h"
+#include "plain_transport.h"
 #include "unit.h"
 
 static void wait_for(int fd, short events)

@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "plain_transport.h"
 #include "tls_rig.h"
 
 /* What happens between two transports that have met, and what happens when somebody between them

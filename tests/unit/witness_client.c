@@ -12,7 +12,7 @@
 #include "io/arbiter_client.h"
 #include "io/channel.h"
 #include "io/clock.h"
-#include "unit.h"
+#include "tls_rig.h"
 #include "witness_run.h"
 
 /* The arbiter's client against a real witness, and against one that lies. */
@@ -28,6 +28,7 @@ static const struct arb_record taken = {3, ARB_SOLO, "hostb", ""};
 
 static struct witness_run witness;
 static sd_event *event;
+static struct tls_host our_key, liars_key;
 
 /* What one client heard. */
 struct listener {
@@ -78,12 +79,13 @@ static void listen_to(struct listener *l, const char *host, uint64_t timeout_ns)
     listen_by(l, &witness.config, witness_run_tls(&witness, host), host, timeout_ns);
 }
 
-/* To somebody else, without TLS. */
-static void listen_plain(struct listener *l, const char *address, uint64_t timeout_ns)
+/* To somebody else, the liar or nobody. */
+static void listen_elsewhere(struct listener *l, const char *address, uint64_t timeout_ns)
 {
-    const struct arbiter_config config = witness_config(address);
+    struct arbiter_config config = witness_config(address);
 
-    listen_by(l, &config, NULL, "hosta", timeout_ns);
+    config.key = *identity_public(liars_key.identity);
+    listen_by(l, &config, our_key.tls, "hosta", timeout_ns);
 }
 
 /* Runs the loop until the listener has heard n answers. */
@@ -136,6 +138,8 @@ static const char *program;
 static int setup(void **state)
 {
     witness_run_init(&witness, program);
+    tls_host_new(&our_key);
+    tls_host_new(&liars_key);
     (void)witness_run_host(&witness, "hosta");
     (void)witness_run_host(&witness, "hostb");
     return sd_event_new(&event) < 0 ? -1 : 0;
@@ -144,6 +148,8 @@ static int setup(void **state)
 static int teardown(void **state)
 {
     event = sd_event_unref(event);
+    tls_host_free(&our_key);
+    tls_host_free(&liars_key);
     witness_run_done(&witness);
     return 0;
 }
@@ -271,7 +277,7 @@ static void test_unusable_addresses(void **state)
     assert_int_equal(
         arbiter_client_new(event, &config, NULL, "hosta", "", 1, on_answer, &l, &l.client),
         -EINVAL);
-    listen_plain(&l, "not an address", PATIENCE_NS);
+    listen_elsewhere(&l, "not an address", PATIENCE_NS);
     ask(&l, 1, &get);
     assert_answer(&l, 0, &none);
     arbiter_client_warm(l.client);
@@ -280,7 +286,7 @@ static void test_unusable_addresses(void **state)
     run_until(&l, 2);
     assert_int_equal(l.id, 3);
     arbiter_client_close(l.client);
-    listen_plain(&l, "127.0.0.1:1", PATIENCE_NS); /* nobody listens */
+    listen_elsewhere(&l, "127.0.0.1:1", PATIENCE_NS); /* nobody listens */
     ask(&l, 1, &get);
     assert_answer(&l, 0, &none);
     arbiter_client_close(l.client);
@@ -317,7 +323,7 @@ static void test_calls_from_inside_the_answer(void **state)
     run_until(&l, 3);
     assert_null(l.client);
 
-    listen_plain(&l, "127.0.0.1:1", PATIENCE_NS);
+    listen_elsewhere(&l, "127.0.0.1:1", PATIENCE_NS);
     l.close_inside = true; /* inside a broken connection */
     arbiter_client_ask(l.client, 1, &get);
     run_until(&l, 1);
@@ -326,7 +332,7 @@ static void test_calls_from_inside_the_answer(void **state)
     l.close_inside = true; /* inside a time-out */
     arbiter_client_ask(l.client, 1, &get);
     run_until(&l, 1);
-    listen_plain(&l, "nonsense", PATIENCE_NS);
+    listen_elsewhere(&l, "nonsense", PATIENCE_NS);
     l.close_inside = true; /* inside a failure to connect */
     arbiter_client_ask(l.client, 1, &get);
     run_until(&l, 1);
@@ -394,9 +400,9 @@ static int liar_accept(sd_event_source *source, int fd, uint32_t events, void *u
 {
     static const struct channel_callbacks callbacks = {liar_hello, liar_message, liar_broken};
     struct liar *liar = user;
-    struct transport *t = transport_tcp_new(accept4(fd, NULL, NULL, SOCK_CLOEXEC));
+    struct transport *t = tls_side(&liars_key, accept4(fd, NULL, NULL, SOCK_CLOEXEC), TLS_SERVER,
+                                   TLS_ARBITER, &our_key);
 
-    assert_non_null(t);
     channel_close(liar->channel);
     assert_int_equal(channel_new(event, t, WIRE_CHANNEL_ARBITER, SD_EVENT_PRIORITY_NORMAL,
                                  &callbacks, liar, &liar->channel),
@@ -439,7 +445,7 @@ static void test_impossible_answers(void **state)
     struct listener l;
 
     liar_start(&liar);
-    listen_plain(&l, liar.address, PATIENCE_NS);
+    listen_elsewhere(&l, liar.address, PATIENCE_NS);
     for (size_t i = 0; i < N_OF(cases); i++) {
         liar.reply = (struct wire_msg){.type = WIRE_ARB_REPLY, .u.arb_reply = cases[i].reply};
         ask(&l, i, cases[i].request);

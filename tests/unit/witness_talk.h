@@ -8,7 +8,8 @@
 #include <string.h>
 #include <sys/socket.h>
 
-#include "io/transport.h"
+#include "io/tls.h"
+#include "plain_transport.h"
 #include "unit.h"
 #include "wire/msg.h"
 #include "witness_run.h"
