@@ -499,7 +499,7 @@ void primary_step(struct primary *p, const struct primary_event *ev, uint64_t no
             on_link_lost(p, "the link broke", now, out);
         break;
     case PEV_RELINK:
-        if (p->state == PRIMARY_PROTECTED && p->link == LINK_UP)
+        if (p->link == LINK_UP)
             p->link = LINK_CONNECTING;
         break;
     case PEV_PEER_SEEN:

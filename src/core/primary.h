@@ -117,8 +117,9 @@ enum primary_event_type {
     PEV_ARB_ANSWER,  /* u.answer */
     PEV_LINK_READY,  /* both channels are up and the standby is ready: u.ready */
     PEV_LINK_FAILED, /* a connection attempt failed, or an established link broke */
-    PEV_RELINK,      /* PROTECTED: the shell has replaced the link by a new one, which is about to
-                      * resume the session; PEV_LINK_READY or PEV_LINK_FAILED follows */
+    PEV_RELINK,      /* the shell has replaced the link by a new one, which is about to resume the
+                      * session; PEV_LINK_READY or PEV_LINK_FAILED follows. The pair may be left by
+                      * now: epochs were lost with the old link all the same */
     PEV_PEER_SEEN,   /* any message came on the control channel */
     PEV_ACK,         /* u.ack */
     PEV_PEER_BYE,    /* the standby gives the session up: u.bye */
