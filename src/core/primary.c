@@ -201,7 +201,7 @@ static void on_swapped(struct primary *p, uint64_t now, struct actions *out)
     }
 }
 
-/* An earlier question of ours was carried out. */
+/* An earlier question of ours was carried out, or the dead guard's in whose place we are. */
 static void on_own_record(struct primary *p, struct actions *out)
 {
     primary_copy_record(p, out);
@@ -244,7 +244,7 @@ static void on_looked(struct primary *p, uint64_t now, struct actions *out)
     else if (p->state == PRIMARY_SEEDING && p->seeded)
         enter_arming(p, out);
     else if (p->state == PRIMARY_ISOLATED)
-        ask_again(p, out);
+        on_own_record(p, out); /* attached */
     else
         p->ask_at_ns = now + p->timing.look_ns;
 }

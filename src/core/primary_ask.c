@@ -39,8 +39,9 @@ void primary_ask_swap(struct primary *p, const char *owner, enum arb_mode mode, 
 void primary_copy_record(struct primary *p, struct actions *out)
 {
     struct action *a = actions_add(out, ACT_COPY_RECORD);
+    bool attached = p->state == PRIMARY_ISOLATED && !p->pair_term;
 
     a->u.copy.term = p->record.term;
     a->u.copy.vital = p->state == PRIMARY_STARTING;
-    a->u.copy.wait = a->u.copy.vital || p->state == PRIMARY_STOPPING;
+    a->u.copy.wait = a->u.copy.vital || p->state == PRIMARY_STOPPING || attached;
 }

@@ -14,7 +14,9 @@ void primary_ask_swap(struct primary *p, const char *owner, enum arb_mode mode, 
                       struct actions *out);
 
 /* The copy here is the VM's under the register's term: the activation record follows. A VM that is
- * being started or stopped waits for that: its newest copy is known by it alone. */
+ * being started or stopped waits for that: its newest copy is known by it alone. So does one that
+ * was attached to: its dead guard may have taken it over and not have written that down, and a
+ * standby's record is not known for the newest any more once the term has moved on. */
 void primary_copy_record(struct primary *p, struct actions *out);
 
 #endif
