@@ -108,6 +108,7 @@ void arbiter_arrive(struct world *w, uint32_t i)
 {
     struct arbiter *a = &w->arbiter;
     uint64_t delay = rng_log(w, 100 * NS_PER_US, 5 * NS_PER_MS);
+    uint64_t leader_ns = a->leaderless_until_ns > w->now_ns ? a->leaderless_until_ns : w->now_ns;
 
     if (!a->up) {
         if (rng_chance(w, 500000))
@@ -116,7 +117,12 @@ void arbiter_arrive(struct world *w, uint32_t i)
     }
     if (w->now_ns < a->slow_until_ns)
         delay = rng_range(w, 100 * NS_PER_MS, 2 * NS_PER_S);
-    world_post(w, w->now_ns + delay, EV_ARB_APPLY, NO_PROC, i);
+    /* Without a leader it waits for the next one, or is lost. */
+    if (leader_ns > w->now_ns && rng_chance(w, 300000))
+        return;
+    world_post(w, leader_ns + delay, EV_ARB_APPLY, NO_PROC, i);
+    if (rng_chance(w, w->setup.repeated_ask))
+        world_post(w, leader_ns + rng_log(w, NS_PER_MS, 2 * NS_PER_S), EV_ARB_APPLY, NO_PROC, i);
 }
 
 static void cover_stale(struct world *w, const struct ask *ask)
@@ -135,11 +141,20 @@ static void carry_out(struct world *w, struct ask *ask)
 {
     struct arbiter *a = &w->arbiter;
     struct arb_record before = a->reg;
+    struct wire_arb_request request = ask->request;
 
     if (arb_record_equal(&a->reg, &ask->request.expected) &&
         !arb_request_allowed(&ask->request, host_names[ask->proc / 2]))
         world_fail(w, "%s asks for a swap that is not its to make", host_names[ask->proc / 2]);
-    arb_register_apply(&a->reg, &ask->request, &ask->reply);
+    if (planted(w, PLANT_REPEATED_BLINDLY) && ask->carried_out)
+        request.expected = a->reg;
+    arb_register_apply(&a->reg, &request, &ask->reply);
+    if (ask->carried_out)
+        cover(w, COVER_REPEATED);
+    if (ask->carried_out && ask->reply.status == WIRE_ARB_CONFLICT && !ask->given_up &&
+        arb_record_equal(&a->reg, &request.wanted) && request.op == WIRE_ARB_CAS)
+        cover(w, COVER_REPEATED_WON);
+    ask->carried_out = true;
     if (ask->request.op != WIRE_ARB_CAS)
         return;
     if (ask->given_up || proc_get(w, ask->proc)->life != ask->life)
@@ -168,6 +183,11 @@ void arbiter_apply(struct world *w, uint32_t i)
         }
         return;
     }
+    if (w->now_ns < a->leaderless_until_ns) { /* the old leader had it in its hands */
+        world_post(w, a->leaderless_until_ns + rng_log(w, NS_PER_MS, 50 * NS_PER_MS), EV_ARB_APPLY,
+                   NO_PROC, i);
+        return;
+    }
     if (rng_chance(w, w->setup.arb_error)) {
         cover(w, COVER_ARB_ERROR);
         ask->reply = (struct wire_arb_reply){.status = WIRE_ARB_ERROR, .current = a->reg};
@@ -177,18 +197,48 @@ void arbiter_apply(struct world *w, uint32_t i)
     answer(w, i);
 }
 
+/* Two plants: the last change is lost. */
+static void forget(struct world *w)
+{
+    struct arbiter *a = &w->arbiter;
+
+    if (!a->old.term)
+        return;
+    a->reg = a->old;
+    a->owner = host_number(a->reg.owner);
+    a->standby = host_number(a->reg.standby);
+}
+
 void arbiter_crash(struct world *w, uint64_t down_ns)
 {
     if (!w->arbiter.up)
         return;
     TRACE(w, "arbiter: crashes");
     w->arbiter.up = false;
-    if (planted(w, PLANT_ARBITER_FORGETS) && w->arbiter.old.term) {
-        w->arbiter.reg = w->arbiter.old;
-        w->arbiter.owner = host_number(w->arbiter.reg.owner);
-        w->arbiter.standby = host_number(w->arbiter.reg.standby);
-    }
+    if (planted(w, PLANT_ARBITER_FORGETS))
+        forget(w);
     world_post(w, w->now_ns + down_ns, EV_ARB_UP, NO_PROC, 0);
+}
+
+void arbiter_new_leader(struct world *w, uint64_t after_ns)
+{
+    struct arbiter *a = &w->arbiter;
+
+    if (!a->up || w->now_ns < a->leaderless_until_ns)
+        return;
+    TRACE(w, "arbiter: no leader for %.1f ms", (double)after_ns / 1e6);
+    cover(w, COVER_LEADER_LOST);
+    a->leaderless_until_ns = w->now_ns + after_ns;
+    if (planted(w, PLANT_LEADER_FORGETS))
+        forget(w);
+}
+
+void arbiter_hang_up(struct world *w, uint8_t proc)
+{
+    const struct proc *p = proc_get(w, proc);
+
+    if (p->ask)
+        world_post(w, w->now_ns, EV_ARB_TIMEOUT, proc, p->ask - 1);
 }
 
 void arbiter_up(struct world *w)

@@ -34,10 +34,11 @@ void check_register(struct world *w, const struct arb_record *before, const stru
     struct truth *t = &w->truth;
 
     if (reg->term != before->term + 1 || reg->term != t->last_term + 1)
-        world_fail(w, "terms: %llu follows %llu", (unsigned long long)reg->term,
+        world_fail(w, "register: term %llu follows %llu", (unsigned long long)reg->term,
                    (unsigned long long)t->last_term);
     if (arb_record_check(reg, NULL) < 0)
-        world_fail(w, "terms: the record of term %llu is malformed", (unsigned long long)reg->term);
+        world_fail(w, "register: the record of term %llu is malformed",
+                   (unsigned long long)reg->term);
     if (reg->term >= TERMS_MAX) {
         world_fail(w, "simulator: too many terms");
         return;
@@ -263,12 +264,12 @@ static void check_sole_owner(struct world *w, unsigned host, const struct sim_gu
     const struct arbiter *a = &w->arbiter;
 
     if (a->reg.term != g->core.record.term || a->reg.mode != ARB_SOLO || a->owner != host)
-        world_fail(w,
-                   "%s holds itself to be the sole owner (%s, term %llu); the register says "
-                   "%s, term %llu",
-                   host_names[host], primary_state_name(g->core.state),
-                   (unsigned long long)g->core.record.term, a->reg.owner,
-                   (unsigned long long)a->reg.term);
+        world_fail(
+            w,
+            "register: %s holds itself to be the sole owner (%s, term %llu); the register says "
+            "%s, term %llu",
+            host_names[host], primary_state_name(g->core.state),
+            (unsigned long long)g->core.record.term, a->reg.owner, (unsigned long long)a->reg.term);
 }
 
 /* I5: who reports protection that is not there has to notice in time. */

@@ -67,6 +67,25 @@
     X(REFUSED_OLDER, "starts refused because the copy is older", 1000)                             \
     X(REFUSED_INCOMPLETE, "starts refused because the copy is incomplete", 200)                    \
     X(REFUSED_UNKNOWN, "starts refused because nothing is known of the copy", 200)                 \
+    X(MUTE, "VMs left mute by a guard that died", 5000)                                            \
+    X(MUTE_TERM_GIVEN, "... which had given away a pair term that was not recorded", 100)          \
+    X(MUTE_REPLACED, "... killed by a standby for the new owner", 50)                              \
+    X(MUTE_GIVEN_UP, "... whose guards died too often", 50)                                        \
+    X(ATTACH, "guards that attached to a mute VM", 5000)                                           \
+    X(ATTACH_AGAIN, "... after a guard that had attached", 100)                                    \
+    X(ATTACH_WON, "... and won the register", 1000)                                                \
+    X(ATTACH_LOST, "... and found another owner", 500)                                             \
+    X(ATTACH_RESUMED, "... and resumed a VM that stood still", 200)                                \
+    X(DAEMON_CRASH, "understudyd crashed", 1000)                                                   \
+    X(DAEMON_AWAY, "connections to a host without understudyd", 500)                               \
+    X(RELINK, "links replaced because keys changed", 1000)                                         \
+    X(RELINK_IN_FLIGHT, "... with epochs under way", 500)                                          \
+    X(RELINK_KEPT, "... that could not be, and stayed", 50)                                        \
+    X(RELINK_LOST, "... that could not be, and were lost", 5)                                      \
+    X(RELINK_LEFT, "... while the pair was being left", 5)                                         \
+    X(LEADER_LOST, "the arbiter changed its leader", 10000)                                        \
+    X(REPEATED, "questions that were carried out twice", 2000)                                     \
+    X(REPEATED_WON, "... and answered by their own outcome", 500)                                  \
     X(THIRD_HOST, "schedules with three hosts", 5000)
 
 enum coverage {

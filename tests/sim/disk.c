@@ -197,7 +197,7 @@ void disk_record(struct world *w, unsigned host, uint64_t term, bool wait)
 
 /* ---- the guest ---- */
 
-void disk_write(struct world *w, unsigned host)
+bool disk_write(struct world *w, unsigned host)
 {
     struct sim_disk *d = disk_of(w, host);
     struct sim_guard *g = &w->hosts[host].guard;
@@ -207,13 +207,14 @@ void disk_write(struct world *w, unsigned host)
     if (d->held)
         cover(w, COVER_HELD_WRITE);
     if (d->held || t->n_writes + 1 == WRITES_MAX)
-        return;
+        return !planted(w, PLANT_HELD_ERROR);
     t->writes[++t->n_writes] = g->vm.state;
     g->vm.memory.disk[b] = d->image[b] = t->n_writes;
     d->map.now |= (uint8_t)(1u << b);
     d->last = g->vm.state;
     if (g->journal.on)
         delta_put(&g->journal.open, b, t->n_writes);
+    return true;
 }
 
 void disk_flush(struct world *w, unsigned host)

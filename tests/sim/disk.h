@@ -98,8 +98,8 @@ void disk_close(struct world *w, unsigned host);
 void disk_power_loss(struct world *w, unsigned host);
 void disk_sync(struct sim_disk *d);
 
-/* The guest writes a block, or flushes. */
-void disk_write(struct world *w, unsigned host);
+/* The guest writes a block, or flushes. False: it is told that this has failed. */
+bool disk_write(struct world *w, unsigned host);
 void disk_flush(struct world *w, unsigned host);
 /* A guard took over: soon the guest's writes are let through. */
 void disk_hold(struct world *w, unsigned host);

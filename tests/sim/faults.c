@@ -17,20 +17,25 @@ enum fault {
     FAULT_FREEZE_HOST,
     FAULT_FREEZE_GUARD,
     FAULT_FREEZE_STANDBY,
+    FAULT_DAEMON_CRASH,
+    FAULT_KEYS,
     FAULT_ARBITER_CRASH,
     FAULT_ARBITER_SLOW,
+    FAULT_ARBITER_LEADER,
     FAULTS,
 };
 
 /* How likely each fault is, by profile. */
 static const uint8_t weights[FAULTS][PROFILES] = {
     /* none, light, network, crash, freeze, everything */
-    [FAULT_PARTITION] = {0, 0, 6, 0, 0, 6},     [FAULT_BREAK] = {0, 0, 3, 2, 1, 4},
-    [FAULT_HOST_CRASH] = {0, 0, 0, 3, 0, 2},    [FAULT_POWER] = {0, 0, 0, 2, 0, 1},
-    [FAULT_GUARD_CRASH] = {0, 0, 0, 3, 0, 2},   [FAULT_VM_CRASH] = {0, 0, 0, 3, 0, 2},
-    [FAULT_STANDBY_CRASH] = {0, 0, 0, 4, 0, 2}, [FAULT_FREEZE_HOST] = {0, 0, 0, 0, 4, 2},
-    [FAULT_FREEZE_GUARD] = {0, 0, 0, 0, 4, 2},  [FAULT_FREEZE_STANDBY] = {0, 0, 0, 0, 4, 2},
-    [FAULT_ARBITER_CRASH] = {0, 0, 0, 2, 0, 2}, [FAULT_ARBITER_SLOW] = {0, 0, 1, 0, 2, 2},
+    [FAULT_PARTITION] = {0, 0, 6, 0, 0, 6},      [FAULT_BREAK] = {0, 0, 3, 2, 1, 4},
+    [FAULT_HOST_CRASH] = {0, 0, 0, 3, 0, 2},     [FAULT_POWER] = {0, 0, 0, 2, 0, 1},
+    [FAULT_GUARD_CRASH] = {0, 0, 0, 6, 0, 4},    [FAULT_VM_CRASH] = {0, 0, 0, 3, 0, 2},
+    [FAULT_STANDBY_CRASH] = {0, 0, 0, 4, 0, 2},  [FAULT_FREEZE_HOST] = {0, 0, 0, 0, 4, 2},
+    [FAULT_FREEZE_GUARD] = {0, 0, 0, 0, 4, 2},   [FAULT_FREEZE_STANDBY] = {0, 0, 0, 0, 4, 2},
+    [FAULT_DAEMON_CRASH] = {0, 0, 0, 2, 0, 1},   [FAULT_KEYS] = {0, 0, 3, 1, 1, 3},
+    [FAULT_ARBITER_CRASH] = {0, 0, 0, 2, 0, 2},  [FAULT_ARBITER_SLOW] = {0, 0, 1, 0, 2, 2},
+    [FAULT_ARBITER_LEADER] = {0, 0, 2, 1, 1, 3},
 };
 
 enum { DEADLINE_S = 20, VERDICT_MS = 1200 };
@@ -113,6 +118,9 @@ void faults_setup(struct world *w, enum profile profile)
     s->lost_reply = (unsigned)rng_log(w, 1000, 100000);
     s->late_ask = (unsigned)rng_log(w, 10000, 300000);
     s->arb_error = (unsigned)rng_log(w, 1000, 50000);
+    s->repeated_ask = (unsigned)rng_log(w, 1000, 100000);
+    if (rng_chance(w, 200000))
+        s->crash_loop = (unsigned)rng_range(w, 300000, 900000);
     s->slow_copy = (unsigned)rng_log(w, 1000, 400000);
     if (profile == PROFILE_NETWORK || profile == PROFILE_EVERYTHING)
         s->spike = (unsigned)rng_log(w, 500, 10000);
@@ -173,6 +181,7 @@ static void crash_vm(struct world *w, unsigned host)
 {
     struct sim_guard *g = &w->hosts[host].guard;
 
+    mute_vm_dies(w, host);
     if (!guard_alive(w, host) || !g->vm.exists ||
         w->hosts[host].proc[ROLE_GUARD].frozen_until_ns > w->now_ns)
         return;
@@ -181,6 +190,31 @@ static void crash_vm(struct world *w, unsigned host)
     g->vm.exists = false;
     g->vm.n_socket = 0;
     guard_simple_step(w, host, PEV_VM_DIED);
+}
+
+/* A person changes a host's key: every connection that this host has or that others have to it is
+ * made anew, those to the arbiter too. */
+static void new_keys(struct world *w, unsigned host)
+{
+    unsigned i, role;
+
+    for (role = 0; role < 2; role++)
+        arbiter_hang_up(w, proc_id(host, (enum role)role));
+    for (i = 0; i < w->n_hosts; i++) {
+        const struct sim_guard *g = &w->hosts[i].guard;
+
+        if (guard_alive(w, i) && w->hosts[i].proc[ROLE_GUARD].frozen_until_ns <= w->now_ns &&
+            (i == host || strcmp(g->core.peer, host_names[host]) == 0))
+            link_new_keys(w, i);
+    }
+}
+
+void fault_loop(struct world *w, unsigned host)
+{
+    const struct proc *p = &w->hosts[host].proc[ROLE_GUARD];
+
+    if (!w->healed && p->alive && w->hosts[host].guard.attached)
+        guard_crash(w, host, false);
 }
 
 static void inflict(struct world *w, enum fault fault)
@@ -204,7 +238,7 @@ static void inflict(struct world *w, enum fault fault)
         break;
     case FAULT_GUARD_CRASH:
         if (guard_alive(w, host))
-            proc_crash(w, proc_id(host, ROLE_GUARD));
+            guard_crash(w, host, rng_chance(w, 300000));
         break;
     case FAULT_VM_CRASH:
         crash_vm(w, host);
@@ -221,6 +255,15 @@ static void inflict(struct world *w, enum fault fault)
         break;
     case FAULT_FREEZE_STANDBY:
         proc_freeze(w, proc_id(host, ROLE_STANDBY), short_ns);
+        break;
+    case FAULT_DAEMON_CRASH:
+        daemon_crash(w, host, short_ns);
+        break;
+    case FAULT_KEYS:
+        new_keys(w, host);
+        break;
+    case FAULT_ARBITER_LEADER:
+        arbiter_new_leader(w, rng_log(w, 50 * NS_PER_MS, 2 * NS_PER_S));
         break;
     case FAULT_ARBITER_CRASH:
         arbiter_crash(w, rng_log(w, 10 * NS_PER_MS, NS_PER_S));
@@ -277,7 +320,7 @@ bool fault_midway(struct world *w, unsigned host)
 void fault_single(struct world *w)
 {
     if (w->now_ns > 5 * NS_PER_S) {
-        world_fail(w, "no fault at all, and the VM is not protected");
+        world_fail(w, "progress: no fault at all, and the VM is not protected");
         return;
     }
     if (!w->truth.protected_since_ns || w->now_ns < w->truth.protected_since_ns + 50 * NS_PER_MS) {
@@ -291,7 +334,8 @@ void fault_single(struct world *w)
 /* Often the primary is hit at some point of it: it does not matter where, the VM has to go on. */
 static void switchover(struct world *w)
 {
-    static const enum single then[] = {SINGLE_HOST, SINGLE_GUARD, SINGLE_VM, SINGLE_FREEZE};
+    static const enum single then[] = {SINGLE_HOST, SINGLE_GUARD, SINGLE_MUTE, SINGLE_VM,
+                                       SINGLE_FREEZE};
 
     guard_simple_step(w, 0, PEV_SWITCHOVER);
     if (rng_chance(w, 300000))
@@ -310,7 +354,18 @@ void fault_hit(struct world *w)
         host_crash(w, 0, for_ns);
         break;
     case SINGLE_GUARD:
-        proc_crash(w, proc_id(0, ROLE_GUARD));
+    case SINGLE_MUTE:
+        if (guard_alive(w, 0))
+            guard_crash(w, 0, w->setup.single == SINGLE_GUARD);
+        break;
+    case SINGLE_DAEMON:
+        daemon_crash(w, (unsigned)rng_below(w, 2), for_ns);
+        break;
+    case SINGLE_KEYS:
+        new_keys(w, (unsigned)rng_below(w, 2));
+        break;
+    case SINGLE_LEADER:
+        arbiter_new_leader(w, for_ns);
         break;
     case SINGLE_VM:
         crash_vm(w, 0);
@@ -353,13 +408,14 @@ void fault_heal(struct world *w)
     TRACE(w, "all is well from now on");
     w->healed = true;
     s->spike = s->lost_reply = s->late_ask = s->arb_error = s->midway = s->provoke = 0;
-    s->slow_copy = 0;
+    s->slow_copy = s->repeated_ask = s->crash_loop = 0;
     memset(w->net.blocked_until_ns, 0, sizeof(w->net.blocked_until_ns));
-    w->arbiter.slow_until_ns = 0;
+    w->arbiter.slow_until_ns = w->arbiter.leaderless_until_ns = 0;
     arbiter_up(w);
     for (i = 0; i < w->n_hosts; i++) {
         host_up(w, i);
         w->hosts[i].frozen_until_ns = 0;
+        daemon_up(w, i);
     }
     for (i = 0; i < PROCS; i++) {
         if (proc_get(w, (uint8_t)i)->frozen_until_ns > w->now_ns) {

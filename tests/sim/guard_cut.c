@@ -88,7 +88,7 @@ bool frames_release(struct world *w, unsigned host)
 void frames_write_decided(struct world *w, unsigned host)
 {
     struct sim_guard *g = &w->hosts[host].guard;
-    unsigned n = g->n_decided;
+    unsigned n = planted(w, PLANT_THAW_WRITES_ALL) && g->n_decided ? g->n_held : g->n_decided;
 
     g->n_decided = 0;
     write_frames(w, host, n, true);
@@ -128,7 +128,7 @@ static void send_epoch(struct world *w, unsigned host, struct msg msg)
     }
 }
 
-static unsigned in_flight(const struct sim_guard *g)
+unsigned in_flight(const struct sim_guard *g)
 {
     uint64_t done = g->core.committed > g->sent_before ? g->core.committed : g->sent_before;
 

@@ -4,7 +4,8 @@
 #include "sim.h"
 
 /* A guard as src/guard is one: turns what happens to the process into events of core/primary.h and
- * carries out the actions, in order. Epochs and frames are in guard_cut.c. */
+ * carries out the actions, in order. Epochs and frames are in guard_cut.c, connections in
+ * guard_link.c. */
 
 static void settle(struct world *w, unsigned host)
 {
@@ -14,48 +15,9 @@ static void settle(struct world *w, unsigned host)
 
 static void guard_exit(struct world *w, unsigned host)
 {
-    struct sim_guard *g = &w->hosts[host].guard;
-
-    conn_close(w, g->control, 0, true);
-    conn_close(w, g->data, 0, true);
+    link_close(w, host);
     disk_close(w, host);
     proc_end(w, proc_id(host, ROLE_GUARD));
-}
-
-/* ---- the link ---- */
-
-static void link_connect(struct world *w, unsigned host, bool resume)
-{
-    struct sim_guard *g = &w->hosts[host].guard;
-    unsigned to = 0;
-
-    while (to < w->n_hosts && strcmp(g->core.peer, host_names[to]) != 0)
-        to++;
-    if (to == w->n_hosts || to == host) {
-        world_fail(w, "%s wants '%s' as its standby", host_names[host], g->core.peer);
-        return;
-    }
-    if (!resume)
-        g->session = session_new(w, host, to);
-    g->resume = resume;
-    g->connect_by_ns = w->now_ns + w->setup.connect_ns;
-    g->control = conn_open(w, host, to, CHANNEL_CONTROL, g->session, resume);
-    TRACE(w, "%s guard: connects to %s (session %u, %s)", host_names[host], host_names[to],
-          g->session, resume ? "resume" : "new");
-}
-
-static void link_drop(struct world *w, unsigned host, uint16_t bye)
-{
-    struct sim_guard *g = &w->hosts[host].guard;
-    struct msg msg = {.type = MSG_BYE, .bye = bye};
-
-    if (bye)
-        conn_send(w, g->control, 0, &msg);
-    conn_close(w, g->control, 0, true);
-    conn_close(w, g->data, 0, true);
-    g->control = g->data = NONE;
-    g->up = g->seeding = false;
-    g->heartbeat_at_ns = g->connect_by_ns = NEVER;
 }
 
 /* ---- actions ---- */
@@ -74,7 +36,7 @@ static void note_transition(struct world *w, unsigned host, const struct action 
     if (strcmp(to, "isolated") == 0)
         cover(w, COVER_ISOLATED);
     if (strcmp(from, "isolated") == 0 && strcmp(to, "solo") == 0)
-        cover(w, COVER_SOLO_AGAIN);
+        cover(w, w->hosts[host].guard.attaching ? COVER_ATTACH_WON : COVER_SOLO_AGAIN);
     if (strcmp(from, "seeding") == 0 && strcmp(to, "solo") == 0)
         cover(w, COVER_ABORT_SEEDING);
     if (strcmp(from, "arming") == 0 && strcmp(to, "pairing") != 0)
@@ -89,6 +51,9 @@ static void note_transition(struct world *w, unsigned host, const struct action 
         cover(w, COVER_HAND_TAKEN_LATE);
     if (strcmp(to, "stopped") == 0 && strcmp(from, "stopping") == 0)
         cover(w, COVER_STOPPED);
+    if (strcmp(to, "lost") == 0 && w->hosts[host].guard.attaching)
+        cover(w, COVER_ATTACH_LOST);
+    w->hosts[host].guard.attaching = false;
     if (strcmp(to, "lost") == 0 && w->hosts[host].guard.vm.exists) {
         cover(w, COVER_LOST);
         if (w->hosts[host].guard.n_held)
@@ -103,7 +68,10 @@ static void ask(struct world *w, unsigned host, const struct action *a)
     struct primary_event ev = {.type = PEV_ARB_ANSWER};
 
     arbiter_ask(w, proc_id(host, ROLE_GUARD), a->u.ask.id, &a->u.ask.request, g->session);
-    if (planted(w, PLANT_SOLO_UNASKED) && g->core.state == PRIMARY_ISOLATED) {
+    if (g->core.state == PRIMARY_ISOLATED &&
+        (planted(w, PLANT_SOLO_UNASKED) ||
+         (planted(w, PLANT_ATTACH_UNSWAPPED) && a->u.ask.request.op == WIRE_ARB_CAS &&
+          a->u.ask.request.expected.mode == ARB_SOLO))) {
         ev.u.answer.id = a->u.ask.id;
         ev.u.answer.status = WIRE_ARB_DONE;
         ev.u.answer.current = a->u.ask.request.wanted;
@@ -171,7 +139,7 @@ static void resume_handed(struct world *w, unsigned host)
 {
     struct sim_guard *g = &w->hosts[host].guard;
 
-    cover(w, COVER_HAND_GIVEN_UP);
+    cover(w, g->attached && !g->stands ? COVER_ATTACH_RESUMED : COVER_HAND_GIVEN_UP);
     g->stands = false;
     if (g->cut != CUT_IDLE)
         return; /* resumed when that is done */
@@ -213,10 +181,12 @@ static bool act(struct world *w, unsigned host, const struct action *a)
         cover(w, COVER_RESUMED);
         disk_rebase(w, host);
         g->sent_before = g->core.next_epoch - 1;
-        g->rebase = !planted(w, PLANT_NO_REBASE);
+        g->rebase = !planted(w, PLANT_NO_REBASE) &&
+                    !(planted(w, PLANT_RELINK_NO_REBASE) && g->core.state == PRIMARY_PROTECTED);
         break;
     case ACT_GATE_HOLD:
-        g->gate.holding = !planted(w, PLANT_NO_HOLD);
+        g->gate.holding =
+            !planted(w, PLANT_NO_HOLD) && !(planted(w, PLANT_ATTACH_FLOWS) && g->attaching);
         break;
     case ACT_GATE_FLOW:
         g->gate.holding = false;
@@ -237,7 +207,8 @@ static bool act(struct world *w, unsigned host, const struct action *a)
             say_bye(w, host, a->u.bye);
         break;
     case ACT_VM_RESUME:
-        resume_handed(w, host);
+        if (!planted(w, PLANT_ATTACH_STANDS) || !g->attached)
+            resume_handed(w, host);
         break;
     default: /* the standby's */
         world_fail(w, "a primary wants action %d", (int)a->type);
@@ -311,88 +282,6 @@ void guard_simple_step(struct world *w, unsigned host, enum primary_event_type t
     guard_step(w, host, &ev);
 }
 
-/* ---- messages ---- */
-
-static void on_ready(struct world *w, unsigned host, const struct msg *m)
-{
-    struct sim_guard *g = &w->hosts[host].guard;
-    const struct conn *c = &w->net.conns[g->control];
-
-    if (g->data != NONE)
-        return;
-    g->ready_epoch = m->epoch;
-    g->ready_term = m->term;
-    g->ready_sync = m->sync;
-    g->ready_dirty = m->delta.mask;
-    g->heartbeat_at_ns = w->now_ns;
-    g->data = conn_open(w, host, c->end[1].node, CHANNEL_DATA, g->session, g->resume);
-    guard_set_timer(w, host);
-}
-
-static void on_welcome(struct world *w, unsigned host)
-{
-    struct sim_guard *g = &w->hosts[host].guard;
-    struct primary_event ev = {.type = PEV_LINK_READY};
-
-    g->up = true;
-    g->connect_by_ns = NEVER;
-    if (g->resume && g->ready_term && g->ready_epoch > g->core.committed)
-        cover(w, COVER_RESUMED_NEWER);
-    ev.u.ready.resumed = g->resume;
-    ev.u.ready.epoch = g->ready_epoch;
-    ev.u.ready.term = g->ready_term;
-    guard_step(w, host, &ev);
-}
-
-static void on_link_lost(struct world *w, unsigned host)
-{
-    if (planted(w, PLANT_DEAF) && w->hosts[host].guard.up)
-        return;
-    guard_simple_step(w, host, PEV_LINK_FAILED);
-}
-
-static void on_peer_message(struct world *w, unsigned host, const struct msg *m)
-{
-    struct primary_event ev = {.type = PEV_ACK};
-    uint32_t life = w->hosts[host].proc[ROLE_GUARD].life;
-
-    guard_simple_step(w, host, PEV_PEER_SEEN);
-    if (w->hosts[host].proc[ROLE_GUARD].life != life)
-        return;
-    if (m->type == MSG_READY) {
-        on_ready(w, host, m);
-    } else if (m->type == MSG_ACK) {
-        ev.u.ack.epoch = m->epoch;
-        ev.u.ack.term = m->term;
-        disk_durable(w, host, planted(w, PLANT_MAP_AT_ACK) ? m->epoch : m->durable);
-        guard_step(w, host, &ev);
-    } else if (m->type == MSG_BYE && !planted(w, PLANT_DEAF)) {
-        ev.type = PEV_PEER_BYE;
-        ev.u.bye = m->bye;
-        guard_step(w, host, &ev);
-    }
-}
-
-static void on_message(struct world *w, unsigned host, const struct msg *m)
-{
-    struct sim_guard *g = &w->hosts[host].guard;
-
-    if ((int)m->conn != g->control && (int)m->conn != g->data)
-        return; /* of a connection that was closed since */
-    switch (m->type) {
-    case MSG_WELCOME:
-        on_welcome(w, host);
-        break;
-    case MSG_REFUSE:
-    case MSG_FIN:
-        on_link_lost(w, host);
-        break;
-    default:
-        on_peer_message(w, host, m);
-        break;
-    }
-}
-
 /* ---- time ---- */
 
 void guard_set_timer(struct world *w, unsigned host)
@@ -407,15 +296,6 @@ void guard_set_timer(struct world *w, unsigned host)
     if (cut_at < at)
         at = cut_at;
     proc_set_timer(w, proc_id(host, ROLE_GUARD), at);
-}
-
-static void send_heartbeat(struct world *w, unsigned host)
-{
-    struct sim_guard *g = &w->hosts[host].guard;
-    struct msg msg = {.type = MSG_HEARTBEAT};
-
-    conn_send(w, g->control, 0, &msg);
-    g->heartbeat_at_ns = w->now_ns + w->setup.heartbeat_ns;
 }
 
 static void machine_timer(struct world *w, unsigned host)
@@ -439,10 +319,7 @@ static void on_timer(struct world *w, unsigned host)
     struct sim_guard *g = &w->hosts[host].guard;
     uint32_t life = w->hosts[host].proc[ROLE_GUARD].life;
 
-    if (w->now_ns >= g->heartbeat_at_ns)
-        send_heartbeat(w, host);
-    if (w->now_ns >= g->connect_by_ns)
-        on_link_lost(w, host);
+    link_timer(w, host);
     if (w->hosts[host].proc[ROLE_GUARD].life == life && w->now_ns >= primary_deadline(&g->core))
         machine_timer(w, host);
     if (w->hosts[host].proc[ROLE_GUARD].life == life)
@@ -476,18 +353,15 @@ static void on_arbiter(struct world *w, unsigned host, const struct event *ev)
 
 void guard_event(struct world *w, unsigned host, const struct event *ev)
 {
-    struct sim_guard *g = &w->hosts[host].guard;
-
     switch (ev->type) {
     case EV_TIMER:
         on_timer(w, host);
         break;
     case EV_MSG:
-        on_message(w, host, &w->net.msgs[ev->arg]);
+        link_message(w, host, &w->net.msgs[ev->arg]);
         break;
     case EV_CONN_LOST:
-        if ((int)ev->arg == g->control || (int)ev->arg == g->data)
-            on_link_lost(w, host);
+        link_conn_lost(w, host, (int)ev->arg);
         break;
     case EV_ARB_REPLY:
     case EV_ARB_TIMEOUT:
@@ -528,9 +402,8 @@ static void guard_init(struct world *w, unsigned host)
     proc_start(w, proc_id(host, ROLE_GUARD));
     g->vm.exists = false;
     g->session = 0;
-    g->control = g->data = NONE;
-    g->up = g->resume = false;
-    g->heartbeat_at_ns = g->connect_by_ns = NEVER;
+    g->attached = g->attaching = false;
+    link_init(w, host);
     g->reports_protected = false;
     g->untrue_since_ns = 0;
     g->next_action = 0;
@@ -579,5 +452,38 @@ void guard_takeover(struct world *w, unsigned host, const struct arb_record *rec
         disk_hold(w, host);
     }
     vm_activate(w, host, image);
+    carry_out(w, host, &out, 0);
+}
+
+void guard_attach(struct world *w, unsigned host)
+{
+    struct sim_guard *g = &w->hosts[host].guard;
+    bool running = !g->vm.paused && !g->vm.stuffed;
+    struct vm vm = g->vm;
+    struct actions out;
+
+    TRACE(w, "%s guard: attaches, its VM %s", host_names[host], running ? "runs" : "stands still");
+    cover(w, w->hosts[host].attaches ? COVER_ATTACH_AGAIN : COVER_ATTACH);
+    guard_init(w, host);
+    w->hosts[host].mute = false;
+    disk_open(w, host);
+    disk_sync(&w->hosts[host].disk); /* a flush may have been answered that is still owed */
+    g->vm = vm;
+    g->vm.exists = true;
+    g->vm.paused = !running;
+    g->vm.stuffed = g->vm.step_due = false;
+    g->vm.n_socket = 0;
+    if (running)
+        g->vm.state.index += (uint32_t)rng_below(w, 100); /* it has gone on, unheard */
+    g->attached = g->attaching = true;
+    if (rng_chance(w, w->setup.crash_loop))
+        world_post(w, w->now_ns + rng_log(w, 100 * NS_PER_US, 50 * NS_PER_MS), EV_LOOP, NO_PROC,
+                   host);
+    out.n = 0;
+    primary_init_attach(&g->core, host_names[host], &w->setup.primary,
+                        host_names[(host + 1 + rng_below(w, w->n_hosts - 1)) % w->n_hosts], running,
+                        &out);
+    gate_init(&g->gate, g->core.next_epoch);
+    vm_resume(w, host);
     carry_out(w, host, &out, 0);
 }

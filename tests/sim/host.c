@@ -22,8 +22,10 @@ bool standby_alive(const struct world *w, unsigned host)
 
 bool host_free(const struct world *w, unsigned host)
 {
-    return w->hosts[host].up && w->hosts[host].frozen_until_ns <= w->now_ns &&
-           !guard_alive(w, host) && !standby_alive(w, host);
+    const struct host *h = &w->hosts[host];
+
+    return h->up && h->daemon_up && h->frozen_until_ns <= w->now_ns && !guard_alive(w, host) &&
+           !standby_alive(w, host) && (!h->mute || h->attaches > ATTACHES_MAX);
 }
 
 /* ---- processes ---- */
@@ -228,8 +230,9 @@ void host_crash(struct world *w, unsigned host, uint64_t down_ns)
     TRACE(w, "%s: crashes", host_names[host]);
     proc_die(w, proc_id(host, ROLE_GUARD), true);
     proc_die(w, proc_id(host, ROLE_STANDBY), true);
+    mute_vm_dies(w, host);
     disk_power_loss(w, host);
-    h->up = false;
+    h->up = h->daemon_up = false;
     h->frozen_until_ns = 0;
     world_post(w, w->now_ns + down_ns, EV_HOST_UP, NO_PROC, host);
 }
@@ -239,7 +242,7 @@ void host_up(struct world *w, unsigned host)
     if (w->hosts[host].up)
         return;
     TRACE(w, "%s: is up", host_names[host]);
-    w->hosts[host].up = true;
+    w->hosts[host].up = w->hosts[host].daemon_up = true;
 }
 
 void host_freeze(struct world *w, unsigned host, uint64_t for_ns)
@@ -271,12 +274,21 @@ void host_hello(struct world *w, unsigned host, uint32_t msg)
     struct conn *c = &w->net.conns[conn];
     struct msg refuse = {.type = MSG_REFUSE};
 
+    if (!w->hosts[host].daemon_up) { /* it passes every connection on */
+        cover(w, COVER_DAEMON_AWAY);
+        msg_free(w, msg);
+        conn_close(w, (int)conn, 1, true);
+        return;
+    }
     if (standby_alive(w, host)) {
         hand_over(w, host, c, msg);
         return;
     }
     msg_free(w, msg);
     if (c->channel == CHANNEL_CONTROL && !c->resume && !guard_alive(w, host)) {
+        if (w->hosts[host].mute)
+            cover(w, COVER_MUTE_REPLACED);
+        mute_vm_dies(w, host);
         standby_start(w, host, (int)conn);
         return;
     }

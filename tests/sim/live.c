@@ -34,7 +34,8 @@ void live_standby_ends(struct world *w, unsigned host, bool fault)
     if (!w->truth.must_activate || s->session != w->truth.must_activate)
         return;
     if (!fault)
-        world_fail(w, "%s discards its copy although it had to take over", host_names[host]);
+        world_fail(w, "progress: %s discards its copy although it had to take over",
+                   host_names[host]);
     w->truth.must_activate = 0;
 }
 
@@ -81,7 +82,7 @@ void live_step(struct world *w)
         t->emitted_before = t->emitted;
     }
     if (w->setup.profile == PROFILE_NONE && t->left_protected)
-        world_fail(w, "protection was lost without any fault");
+        world_fail(w, "progress: protection was lost without any fault");
     if (w->healed && in_order(w))
         w->done = true;
 }
@@ -105,21 +106,26 @@ void live_verdict(struct world *w)
     enum single single = w->setup.single;
     bool primary_hit = single == SINGLE_HOST || single == SINGLE_GUARD || single == SINGLE_VM ||
                        single == SINGLE_FREEZE;
+    bool may_move = single == SINGLE_LINK || single == SINGLE_SWITCHOVER || single == SINGLE_MUTE;
 
     if (t->n_boots != 1 || host == NONE)
-        world_fail(w, "one fault, and the VM is lost");
+        world_fail(w, "progress: one fault, and the VM is lost");
     else if (single == SINGLE_SWITCHOVER && host == 0)
-        world_fail(w, "a switchover was ordered, and the VM is where it was");
+        world_fail(w, "progress: a switchover was ordered, and the VM is where it was");
     else if (primary_hit && host == 0)
-        world_fail(w, "the primary failed, and nobody has taken over");
-    else if (!primary_hit && single != SINGLE_LINK && single != SINGLE_SWITCHOVER && host != 0)
-        world_fail(w, "the primary was well, and lost the VM");
+        world_fail(w, "progress: the primary failed, and nobody has taken over");
+    else if (!primary_hit && !may_move && host != 0)
+        world_fail(w, "progress: the primary was well, and lost the VM");
     else if (t->last_emit_ns + FLOW_MS * NS_PER_MS < w->now_ns)
-        world_fail(w, "one fault, and no frame gets out any more");
-    else if (single == SINGLE_ARBITER && t->left_protected)
-        world_fail(w, "the arbiter alone failed, and protection was lost");
+        world_fail(w, "progress: one fault, and no frame gets out any more");
+    else if ((single == SINGLE_ARBITER || single == SINGLE_LEADER) && t->left_protected)
+        world_fail(w, "progress: the arbiter alone failed, and protection was lost");
+    else if (single == SINGLE_DAEMON && t->left_protected)
+        world_fail(w, "progress: understudyd alone failed, and protection was lost");
+    else if (single == SINGLE_KEYS && t->left_protected)
+        world_fail(w, "progress: keys were changed, and protection was lost");
     else if (single == SINGLE_FREEZE_ALL && t->left_protected)
-        world_fail(w, "all stood still together, and protection was lost");
+        world_fail(w, "progress: all stood still together, and protection was lost");
     fault_heal(w);
 }
 
@@ -135,6 +141,6 @@ void live_deadline(struct world *w)
             TRACE(w, "%s standby: is %s", host_names[i],
                   standby_state_name(w->hosts[i].standby.core.state));
     }
-    world_fail(w, "all is well again, but the VM is not protected%s",
+    world_fail(w, "progress: all is well again, but the VM is not protected%s",
                w->truth.must_activate ? ": a standby should have taken over" : "");
 }

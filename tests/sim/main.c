@@ -15,21 +15,21 @@
 /* The command line: many schedules on a few processes, or one with its trace, or planted bugs that
  * have to be found. Prints TAP. */
 
-enum { JOBS_MAX = 16, PLANT_SCHEDULES = 200000, COVERAGE_FROM = 10000, TEXT_MAX = 512 };
+enum { JOBS_MAX = 16, SCHEDULES = 200000, COVERAGE_FROM = 10000, TEXT_MAX = 512 };
 
 static const struct {
-    const char *name, *text;
+    const char *name, *shows, *text;
 } plants[] = {
-#define X(id, name, text) [PLANT_##id] = {name, text},
+#define X(id, name, shows, text) [PLANT_##id] = {name, shows, text},
     PLANTS(X)
 #undef X
 };
 
 static const struct {
-    const char *text;
+    const char *id, *text;
     uint64_t least;
 } coverage[] = {
-#define X(id, text, least) [COVER_##id] = {text, least},
+#define X(id, text, least) [COVER_##id] = {#id, text, least},
     COVERAGE(X)
 #undef X
 };
@@ -220,10 +220,36 @@ static bool print_coverage(const struct result *r)
     return enough;
 }
 
+/* Writes what was run to the file that SIM_REPORT names, for docs/reliability.md. */
+static void write_report(const struct options *o, const struct result *r, double seconds)
+{
+    const char *path = getenv("SIM_REPORT");
+    FILE *to = path ? fopen(path, "we") : NULL;
+    unsigned i;
+
+    if (!to)
+        return;
+    (void)fprintf(to,
+                  "{\"schedules\": %" PRIu64 ", \"first_seed\": %" PRIu64 ", \"violations\": %d,\n"
+                  " \"steps\": %" PRIu64 ", \"virtual_seconds\": %.0f, \"seconds\": %.1f,\n"
+                  " \"profiles\": {",
+                  total(r), o->first_seed, r->failed, r->events, (double)r->virtual_ns / 1e9,
+                  seconds);
+    for (i = 0; i < PROFILES; i++)
+        (void)fprintf(to, "%s\"%s\": %" PRIu64, i ? ", " : "", profile_names[i], r->n[i]);
+    (void)fprintf(to, "},\n \"situations\": {");
+    for (i = 0; i < COVERAGES; i++)
+        (void)fprintf(to, "%s\n  \"%s\": %" PRIu64, i ? "," : "", coverage[i].id, r->covered[i]);
+    (void)fprintf(to, "}}\n");
+    if (fclose(to) != 0)
+        printf("# the report was not written\n");
+}
+
 static int run_many(const struct options *o)
 {
     struct result sum;
     struct timespec begin, end;
+    double seconds;
     bool covered;
     unsigned i;
 
@@ -234,6 +260,7 @@ static int run_many(const struct options *o)
         return 1;
     }
     (void)clock_gettime(CLOCK_MONOTONIC, &end);
+    seconds = (double)(end.tv_sec - begin.tv_sec) + (double)(end.tv_nsec - begin.tv_nsec) / 1e9;
     if (sum.failed)
         show_failure(sum.seed, PLANT_NONE, sum.failure);
     for (i = 0; i < PROFILES; i++)
@@ -245,8 +272,8 @@ static int run_many(const struct options *o)
            total(&sum) < COVERAGE_FROM ? " # SKIP too few schedules to tell" : "");
     printf("# %" PRIu64 " schedules from seed %" PRIu64 ", %" PRIu64
            " steps, %.0f virtual s, %.1f s\n",
-           total(&sum), o->first_seed, sum.events, (double)sum.virtual_ns / 1e9,
-           (double)(end.tv_sec - begin.tv_sec) + (double)(end.tv_nsec - begin.tv_nsec) / 1e9);
+           total(&sum), o->first_seed, sum.events, (double)sum.virtual_ns / 1e9, seconds);
+    write_report(o, &sum, seconds);
     return sum.failed || !covered;
 }
 
@@ -254,6 +281,7 @@ static int run_many(const struct options *o)
 
 static bool find_plant(struct options *o, enum plant plant, unsigned number)
 {
+    const char *shows = plants[plant].shows;
     struct result sum;
     bool found;
 
@@ -261,8 +289,8 @@ static bool find_plant(struct options *o, enum plant plant, unsigned number)
     o->jobs = 1; /* so that the first seed that shows it is the answer */
     if (run_jobs(o, &sum) < 0)
         return false;
-    found = sum.failed && strncmp(sum.failure, "simulator", strlen("simulator")) != 0;
-    printf("%s %u - planted: %s\n", found ? "ok" : "not ok", number, plants[plant].text);
+    found = sum.failed && strncmp(sum.failure, shows, strlen(shows)) == 0;
+    printf("%s %u - %s shows: %s\n", found ? "ok" : "not ok", number, shows, plants[plant].text);
     if (sum.failed)
         printf("# %s: seed %" PRIu64 ": %s\n", plants[plant].name, sum.seed, sum.failure);
     return found;
@@ -382,7 +410,7 @@ int main(int argc, char **argv)
     if (o.one)
         return run_one(&o);
     if (!o.schedules)
-        o.schedules = o.self_test || o.plant ? PLANT_SCHEDULES : 100000;
+        o.schedules = SCHEDULES;
     if (o.self_test || o.plant)
         return run_plants(&o);
     return run_many(&o);

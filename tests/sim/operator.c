@@ -37,6 +37,18 @@ static bool someone_activates(const struct world *w)
     return false;
 }
 
+/* A VM has no guard at present. */
+static bool someone_attaches(const struct world *w)
+{
+    unsigned i;
+
+    for (i = 0; i < w->n_hosts; i++) {
+        if (w->hosts[i].mute && w->hosts[i].attaches <= ATTACHES_MAX)
+            return true;
+    }
+    return false;
+}
+
 static bool someone_can_take_over(const struct world *w)
 {
     unsigned i;
@@ -68,6 +80,7 @@ static void start(struct world *w, enum start_how how)
         host = (unsigned)rng_below(w, w->n_hosts);
     if (!host_free(w, host))
         return;
+    mute_vm_dies(w, host);
     if (how == HOW_SEIZE)
         cover(w, COVER_SEIZED);
     guard_start(w, host, (int)other_host(w, host), how);
@@ -91,7 +104,7 @@ static void keep_protected(struct world *w)
 {
     int host = find_guard(w);
 
-    if (host == NONE && !someone_activates(w)) {
+    if (host == NONE && !someone_activates(w) && !someone_attaches(w)) {
         restart(w);
         return;
     }

@@ -21,12 +21,16 @@ enum profile {
 
 enum single {
     SINGLE_HOST,
-    SINGLE_GUARD,
+    SINGLE_GUARD, /* with its VM */
+    SINGLE_MUTE,  /* ... without */
     SINGLE_VM,
     SINGLE_STANDBY_HOST,
     SINGLE_STANDBY,
     SINGLE_LINK,
     SINGLE_ARBITER,
+    SINGLE_LEADER,
+    SINGLE_DAEMON,
+    SINGLE_KEYS, /* no fault, an order */
     SINGLE_FREEZE,
     SINGLE_FREEZE_STANDBY,
     SINGLE_FREEZE_ALL, /* as when a laptop sleeps */
@@ -47,8 +51,10 @@ struct setup {
     unsigned late_ask;   /* a question to the arbiter arrives seconds late */
     unsigned lost_reply; /* an arbiter's answer gets lost */
     unsigned arb_error;
-    unsigned midway;    /* a guard stands still between decision and write */
-    unsigned slow_copy; /* an epoch's copy waits for staging memory, with the VM stopped */
+    unsigned repeated_ask; /* ... is carried out twice: its client has asked another node too */
+    unsigned crash_loop;   /* a guard that attached dies of it */
+    unsigned midway;       /* a guard stands still between decision and write */
+    unsigned slow_copy;    /* an epoch's copy waits for staging memory, with the VM stopped */
     uint64_t step_mean_ns;
     unsigned frame_rate;
     bool disks;

@@ -13,6 +13,7 @@
 #include "disk.h"
 #include "plant.h"
 #include "setup.h"
+#include "vm.h"
 
 /* The simulation: hosts, an arbiter and the network between them in one process, on a virtual
  * clock, driven by one seed (docs/simulation.md). Nothing here reads a real clock, an address or
@@ -24,9 +25,11 @@
  *   vm.c             the guest: a state that moves on, emits frames and writes to its disk
  *   disk.c           each host's copy of that disk, and how it is replicated
  *   guard_shell.c    a guard around core/primary.h: the machine's actions
- *   guard_cut.c      ... and its epochs and frames
+ *   guard_link.c     ... its connections
+ *   guard_cut.c      ... its epochs and frames
  *   standby_shell.c  a standby around core/standby.h
  *   host.c           processes: start, crash, freeze; who gets a connection
+ *   daemon.c         VMs that lost their guard
  *   check.c          the invariants of safety, against what is really the case
  *   check_disk.c     ... those of the disks
  *   live.c           ... and of progress
@@ -48,7 +51,6 @@ enum {
     NO_PROC = 255,
     NONE = -1,
     INBOX_MAX = 4096,
-    SOCKET_MAX = 48,
     HELD_MAX = 256,
     HELD_FULL = 160, /* the VM is paused when that many are held: less than HELD_MAX - SOCKET_MAX */
     STAGED_MAX = 32,
@@ -59,6 +61,7 @@ enum {
     BRANCHES_MAX = 256,
     TERMS_MAX = 4096,
     ARRIVED_MAX = 64,
+    ATTACHES_MAX = 3, /* guards in a row that may die of the same VM */
 };
 
 /* ---- world.c ---- */
@@ -93,12 +96,15 @@ enum event_type {
     EV_ARB_ARRIVE, /* arg: question */
     EV_ARB_APPLY,
     EV_ARB_UP,
-    EV_HOST_UP, /* arg: host */
+    EV_HOST_UP,   /* arg: host */
+    EV_DAEMON_UP, /* arg: host */
+    EV_ATTACH,    /* arg: host; understudyd starts another guard for a mute VM */
     EV_FAULT,
     EV_FAULT_SOON, /* a fault provoked by a transition */
     EV_OPERATOR,
     EV_HEAL,
     EV_SINGLE, /* profile light: the one fault, then its consequence is due */
+    EV_LOOP,   /* arg: host; a guard that attached dies */
     EV_HIT,    /* ... of a primary that hands its VM over */
     EV_VERDICT,
     EV_DEADLINE, /* everything must be in order by now */
@@ -114,30 +120,6 @@ struct queue {
     struct event *heap;
     unsigned n, capacity;
     uint64_t seq;
-};
-
-/* ---- vm.c ---- */
-
-struct frame {
-    struct state state; /* what caused it */
-    uint64_t stamp;
-    uint32_t flush; /* the guest's last one before it */
-};
-
-struct branch {
-    struct state from; /* root: what its disk comes from, if it has an earlier one */
-    bool root, has_from;
-    uint32_t boot; /* which start of the VM it descends from */
-};
-
-struct vm {
-    bool exists, paused, stuffed; /* stuffed: paused because the gate's queue is full */
-    bool step_due;
-    struct state state;
-    struct memory memory;
-    uint64_t dirty_pages;
-    unsigned n_socket;
-    struct frame socket[SOCKET_MAX]; /* emitted, not read by the guard */
 };
 
 /* ---- net.c ---- */
@@ -208,16 +190,18 @@ struct ask {
     struct wire_arb_reply reply; /* status 0 = none */
     uint32_t life, session;
     uint8_t proc;
-    bool given_up; /* nobody waits for the answer any more */
-    bool by_order; /* of a person: recover or seize */
+    bool given_up;    /* nobody waits for the answer any more */
+    bool by_order;    /* of a person: recover or seize */
+    bool carried_out; /* once at least */
 };
 
 struct arbiter {
     bool up;
     uint32_t life;
     uint64_t slow_until_ns;
-    struct arb_record reg, old; /* old: before the last change */
-    uint8_t owner, standby;     /* of reg, as host numbers or NO_HOST */
+    uint64_t leaderless_until_ns; /* a cluster's: nobody answers, nothing is carried out */
+    struct arb_record reg, old;   /* old: before the last change */
+    uint8_t owner, standby;       /* of reg, as host numbers or NO_HOST */
     unsigned n_asks;
     struct ask asks[ASKS_MAX];
 };
@@ -249,6 +233,8 @@ struct sim_guard {
     uint32_t session;
     int control, data;
     bool resume, up;
+    int next;      /* control channel that is to replace the link; NONE = none */
+    bool old_gone; /* ... and the link broke meanwhile */
     uint64_t ready_epoch, ready_term;
     uint32_t ready_sync;
     uint8_t ready_dirty;
@@ -264,7 +250,9 @@ struct sim_guard {
     uint64_t dirty_seen;
 
     struct sim_journal journal;
-    bool stands; /* the VM: its last epoch was cut, it is being handed over */
+    bool stands;    /* the VM: its last epoch was cut, it is being handed over */
+    bool attached;  /* its VM had another guard before, which died, */
+    bool attaching; /* ... and whose the VM is now is not known yet */
 
     bool seeding;
     unsigned seeds_left;
@@ -316,6 +304,9 @@ struct sim_standby {
 
 struct host {
     bool up;
+    bool daemon_up;    /* understudyd */
+    bool mute;         /* a hypervisor without a guard: guard.vm */
+    unsigned attaches; /* guards in a row that died after they had attached */
     uint64_t frozen_until_ns;
     struct proc proc[2]; /* by enum role */
     struct sim_guard guard;
@@ -465,22 +456,14 @@ void arbiter_arrive(struct world *w, uint32_t ask);
 void arbiter_apply(struct world *w, uint32_t ask);
 void arbiter_crash(struct world *w, uint64_t down_ns);
 void arbiter_up(struct world *w);
+void arbiter_new_leader(struct world *w, uint64_t after_ns);
+/* The connection of a process to it breaks: an open question gets no answer. */
+void arbiter_hang_up(struct world *w, uint8_t proc);
 /* The process waits for no answer any more. */
 void arbiter_give_up(struct world *w, uint8_t proc);
 /* The answer to the process's open question, or none, is here. Answers to questions that were given
  * up reach the machines too, though src/io/arbiter_client.h keeps them back: ids must do. */
 void arbiter_take_up(struct world *w, const struct event *ev);
-
-/* ---- vm.c ---- */
-
-void vm_boot(struct world *w, unsigned host);
-void vm_activate(struct world *w, unsigned host, const struct staged *image);
-void vm_step(struct world *w, uint8_t proc);
-void vm_resume(struct world *w, unsigned host);
-/* True when b is a or comes after it. */
-bool state_covers(const struct world *w, struct state b, struct state a);
-/* ... also when b's VM was started anew from the disk that a's had written. */
-bool lineage_covers(const struct world *w, struct state b, struct state a);
 
 /* ---- guard_shell.c, guard_cut.c ---- */
 
@@ -489,6 +472,7 @@ enum start_how { HOW_START, HOW_RECOVER, HOW_SEIZE };
 void guard_start(struct world *w, unsigned host, int wanted, enum start_how how);
 void guard_takeover(struct world *w, unsigned host, const struct arb_record *record,
                     const struct staged *image);
+void guard_attach(struct world *w, unsigned host);
 void guard_event(struct world *w, unsigned host, const struct event *ev);
 void guard_step(struct world *w, unsigned host, const struct primary_event *ev);
 void guard_simple_step(struct world *w, unsigned host, enum primary_event_type type);
@@ -501,11 +485,24 @@ void cut_open(struct world *w, unsigned host);
 void cut_done(struct world *w, unsigned host);
 void cut_if_due(struct world *w, unsigned host);
 uint64_t cut_deadline(struct world *w, unsigned host);
+unsigned in_flight(const struct sim_guard *g); /* epochs sent and not acknowledged */
 void cut_seed(struct world *w, unsigned host);
 void frames_read(struct world *w, unsigned host);
 /* Lets go what the gate lets go. False: the guard stands still in the middle. */
 bool frames_release(struct world *w, unsigned host);
 void frames_write_decided(struct world *w, unsigned host);
+
+/* ---- guard_link.c ---- */
+
+void link_init(struct world *w, unsigned host);
+void link_close(struct world *w, unsigned host);
+void link_connect(struct world *w, unsigned host, bool resume);
+void link_drop(struct world *w, unsigned host, uint16_t bye);
+void link_message(struct world *w, unsigned host, const struct msg *msg);
+void link_conn_lost(struct world *w, unsigned host, int conn);
+void link_timer(struct world *w, unsigned host);
+/* The host or its peer has a new key: the link is made anew. */
+void link_new_keys(struct world *w, unsigned host);
 
 /* ---- standby_shell.c ---- */
 
@@ -529,9 +526,22 @@ void host_up(struct world *w, unsigned host);
 void host_freeze(struct world *w, unsigned host, uint64_t for_ns);
 /* A hello that no process of the host has taken yet. */
 void host_hello(struct world *w, unsigned host, uint32_t msg);
-bool host_free(const struct world *w, unsigned host); /* runs and backs no VM */
+/* Runs and backs no VM, and could: a person may start it there. A mute VM stands in the way until
+ * understudyd has given it up. */
+bool host_free(const struct world *w, unsigned host);
 bool guard_alive(const struct world *w, unsigned host);
 bool standby_alive(const struct world *w, unsigned host);
+
+/* ---- daemon.c ---- */
+
+/* A guard dies; its VM lives on, mute, unless vm_too. */
+void guard_crash(struct world *w, unsigned host, bool vm_too);
+void daemon_crash(struct world *w, unsigned host, uint64_t down_ns);
+void daemon_up(struct world *w, unsigned host);
+/* Starts a guard for a VM that has none. */
+void daemon_attach(struct world *w, unsigned host);
+/* A hypervisor that is nobody's dies: its memory is lost. */
+void mute_vm_dies(struct world *w, unsigned host);
 
 /* ---- check.c ---- */
 
@@ -569,6 +579,7 @@ void fault_provoke(struct world *w);
 void fault_heal(struct world *w);
 void fault_single(struct world *w);
 void fault_hit(struct world *w);
+void fault_loop(struct world *w, unsigned host);
 bool fault_midway(struct world *w, unsigned host);
 void operator_turn(struct world *w);
 

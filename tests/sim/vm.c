@@ -106,8 +106,8 @@ static void emit(struct world *w, uint8_t proc, struct vm *vm)
 static void use_disk(struct world *w, unsigned host)
 {
     check_disk_matches(w, host, &w->hosts[host].guard.vm.memory, "while the VM runs");
-    if (rng_chance(w, w->setup.write_rate))
-        disk_write(w, host);
+    if (rng_chance(w, w->setup.write_rate) && !disk_write(w, host))
+        world_fail(w, "I6: %s sees an I/O error that its disk did not have", host_names[host]);
     if (rng_chance(w, w->setup.flush_rate))
         disk_flush(w, host);
 }

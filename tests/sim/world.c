@@ -159,6 +159,12 @@ static void world_event(struct world *w, const struct event *ev)
     case EV_HOST_UP:
         host_up(w, ev->arg);
         break;
+    case EV_DAEMON_UP:
+        daemon_up(w, ev->arg);
+        break;
+    case EV_ATTACH:
+        daemon_attach(w, ev->arg);
+        break;
     case EV_FAULT:
     case EV_FAULT_SOON:
         fault_strike(w, ev->type == EV_FAULT);
@@ -171,6 +177,9 @@ static void world_event(struct world *w, const struct event *ev)
         break;
     case EV_SINGLE:
         fault_single(w);
+        break;
+    case EV_LOOP:
+        fault_loop(w, ev->arg);
         break;
     case EV_HIT:
         fault_hit(w);
@@ -239,13 +248,15 @@ static void world_reset(struct world *w)
         p->timer_at_ns = NEVER;
     }
     for (i = 0; i < HOSTS_MAX; i++) {
-        w->hosts[i].up = true;
+        w->hosts[i].up = w->hosts[i].daemon_up = true;
+        w->hosts[i].mute = false;
+        w->hosts[i].attaches = 0;
         w->hosts[i].frozen_until_ns = 0;
         disk_init(w, i);
     }
     w->arbiter.up = true;
     w->arbiter.life = w->arbiter.n_asks = 0;
-    w->arbiter.slow_until_ns = 0;
+    w->arbiter.slow_until_ns = w->arbiter.leaderless_until_ns = 0;
     w->arbiter.owner = w->arbiter.standby = NO_HOST;
     memset(&w->arbiter.reg, 0, sizeof(w->arbiter.reg));
     memset(&w->arbiter.old, 0, sizeof(w->arbiter.old));
