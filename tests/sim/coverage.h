@@ -80,7 +80,7 @@
     X(DAEMON_AWAY, "connections to a host without understudyd", 500)                               \
     X(RELINK, "links replaced because keys changed", 1000)                                         \
     X(RELINK_IN_FLIGHT, "... with epochs under way", 500)                                          \
-    X(RELINK_KEPT, "... that could not be, and stayed", 50)                                        \
+    X(RELINK_KEPT, "... that could not be, and stayed", 10)                                        \
     X(RELINK_LOST, "... that could not be, and were lost", 5)                                      \
     X(RELINK_LEFT, "... while the pair was being left", 5)                                         \
     X(LEADER_LOST, "the arbiter changed its leader", 10000)                                        \
