@@ -28,8 +28,6 @@ enum {
     CHUNK_BYTES = STAGE_CHUNK_PAGES * STAGE_PAGE_BYTES,
 };
 
-static struct tls_host hosts[2];
-
 static double seconds(void)
 {
     struct timespec now;
@@ -87,7 +85,7 @@ static struct took run_aes(uint64_t n_bytes)
 static void connect_pair(bool tls, struct transport *t[2])
 {
     if (tls) {
-        tls_pair(&hosts[0], &hosts[1], TLS_ROOM, t);
+        tls_pair(&tls_hosts[0], &tls_hosts[1], TLS_ROOM, t);
     } else {
         int fd[2];
 
@@ -252,8 +250,7 @@ int main(int argc, char **argv)
         (void)fprintf(stderr, "usage: link RUNS GIB\n");
         return 2;
     }
-    tls_host_new(&hosts[0]);
-    tls_host_new(&hosts[1]);
+    (void)tls_setup(NULL);
     for (int i = 0; i < n_runs; i++) {
         printf("{");
         print("aes", run_aes(n_bytes), ", ");
@@ -263,7 +260,6 @@ int main(int argc, char **argv)
         print("tls_link", run_link(true, n_bytes), "}\n");
         (void)fflush(stdout);
     }
-    tls_host_free(&hosts[0]);
-    tls_host_free(&hosts[1]);
+    (void)tls_teardown(NULL);
     return 0;
 }

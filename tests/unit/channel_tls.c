@@ -7,22 +7,6 @@
 
 enum { FRAME_BYTES = 60000 };
 
-static struct tls_host hosts[2];
-
-static int setup(void **state)
-{
-    for (size_t i = 0; i < N_OF(hosts); i++)
-        tls_host_new(&hosts[i]);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    for (size_t i = 0; i < N_OF(hosts); i++)
-        tls_host_free(&hosts[i]);
-    return 0;
-}
-
 struct end {
     struct channel *channel;
     unsigned n_hellos;
@@ -118,8 +102,8 @@ static void open_pair(sd_event *event, struct end end[2])
     int fd[2];
 
     tcp_pair(fd);
-    open_end(event, &end[0], tls_side(&hosts[0], fd[0], TLS_CLIENT, TLS_ROOM, &hosts[1]));
-    open_end(event, &end[1], tls_side(&hosts[1], fd[1], TLS_SERVER, TLS_ROOM, &hosts[0]));
+    open_end(event, &end[0], tls_side(&tls_hosts[0], fd[0], TLS_CLIENT, TLS_ROOM, &tls_hosts[1]));
+    open_end(event, &end[1], tls_side(&tls_hosts[1], fd[1], TLS_SERVER, TLS_ROOM, &tls_hosts[0]));
 }
 
 static void close_pair(struct end end[2])
@@ -137,8 +121,8 @@ static void handshake_without_messages(void **state)
     struct transport *t[2];
 
     tcp_pair(fd);
-    t[0] = tls_side(&hosts[0], fd[0], TLS_CLIENT, TLS_ROOM, &hosts[1]);
-    t[1] = tls_side(&hosts[1], fd[1], TLS_SERVER, TLS_ROOM, &hosts[0]);
+    t[0] = tls_side(&tls_hosts[0], fd[0], TLS_CLIENT, TLS_ROOM, &tls_hosts[1]);
+    t[1] = tls_side(&tls_hosts[1], fd[1], TLS_SERVER, TLS_ROOM, &tls_hosts[0]);
     open_end(event, &end[0], t[0]);
     open_end(event, &end[1], t[1]);
     LOOP_UNTIL(event, tls_peer_key(t[0]) && tls_peer_key(t[1]));
@@ -164,7 +148,7 @@ static void handshake_on_a_connecting_socket(void **state)
     assert_int_equal(getsockname(listening, (struct sockaddr *)&where, &n), 0);
     (void)snprintf(address, sizeof(address), "127.0.0.1:%u", ntohs(where.sin_port));
     assert_int_equal(transport_tcp_connect(address, &fd, NULL), 0);
-    open_end(event, &end[0], tls_side(&hosts[0], fd, TLS_CLIENT, TLS_ROOM, &hosts[1]));
+    open_end(event, &end[0], tls_side(&tls_hosts[0], fd, TLS_CLIENT, TLS_ROOM, &tls_hosts[1]));
     channel_send_hello(end[0].channel, &hello);
     fd = accept4(listening, NULL, NULL, SOCK_CLOEXEC);
     while (fd < 0) {
@@ -173,13 +157,13 @@ static void handshake_on_a_connecting_socket(void **state)
         assert_int_equal(poll(&p, 1, TLS_WAIT_MS), 1);
         fd = accept4(listening, NULL, NULL, SOCK_CLOEXEC);
     }
-    open_end(event, &end[1], tls_side(&hosts[1], fd, TLS_SERVER, TLS_ROOM, &hosts[0]));
+    open_end(event, &end[1], tls_side(&tls_hosts[1], fd, TLS_SERVER, TLS_ROOM, &tls_hosts[0]));
     LOOP_UNTIL(event, end[1].n_hellos);
     close_pair(end);
     /* Nobody is there any more. */
     close(listening);
     assert_int_equal(transport_tcp_connect(address, &fd, NULL), 0);
-    open_end(event, &end[0], tls_side(&hosts[0], fd, TLS_CLIENT, TLS_ROOM, &hosts[1]));
+    open_end(event, &end[0], tls_side(&tls_hosts[0], fd, TLS_CLIENT, TLS_ROOM, &tls_hosts[1]));
     LOOP_UNTIL(event, end[0].broken);
     assert_string_equal(end[0].why, "Connection refused");
     channel_close(end[0].channel);
@@ -217,13 +201,13 @@ static void a_full_socket(void **state)
     sd_event *event = new_loop();
     struct end end[2];
     struct transport *t;
-    int fd[2], small = 4096;
+    int fd[2], small = 65536;
 
     tcp_pair(fd);
     assert_int_equal(setsockopt(fd[0], SOL_SOCKET, SO_SNDBUF, &small, sizeof(small)), 0);
     assert_int_equal(setsockopt(fd[1], SOL_SOCKET, SO_RCVBUF, &small, sizeof(small)), 0);
-    t = tls_side(&hosts[1], fd[1], TLS_SERVER, TLS_ROOM, &hosts[0]);
-    open_end(event, &end[0], tls_side(&hosts[0], fd[0], TLS_CLIENT, TLS_ROOM, &hosts[1]));
+    t = tls_side(&tls_hosts[1], fd[1], TLS_SERVER, TLS_ROOM, &tls_hosts[0]);
+    open_end(event, &end[0], tls_side(&tls_hosts[0], fd[0], TLS_CLIENT, TLS_ROOM, &tls_hosts[1]));
     open_end(event, &end[1], t);
     LOOP_UNTIL(event, tls_peer_key(t));
     channel_send_hello(end[0].channel, &hello);
@@ -249,7 +233,7 @@ static void many_messages_in_a_record(void **state)
     struct end end = {0};
     struct transport *t[2];
 
-    tls_pair(&hosts[0], &hosts[1], TLS_ROOM, t);
+    tls_pair(&tls_hosts[0], &tls_hosts[1], TLS_ROOM, t);
     wire_hello_encode(&hello, bytes);
     iov.iov_len = WIRE_HELLO_BYTES;
     for (uint64_t i = 1; i <= MESSAGES; i++) {
@@ -302,8 +286,8 @@ static void one_byte_at_a_time(void **state)
     assert_true(sd_event_add_defer(event, &source, carry, &slow) >= 0);
     assert_true(sd_event_source_set_enabled(source, SD_EVENT_ON) >= 0);
     assert_true(sd_event_source_set_priority(source, SD_EVENT_PRIORITY_IDLE) >= 0);
-    open_end(event, &end[0], tls_side(&hosts[0], a[0], TLS_CLIENT, TLS_ROOM, &hosts[1]));
-    open_end(event, &end[1], tls_side(&hosts[1], b[0], TLS_SERVER, TLS_ROOM, &hosts[0]));
+    open_end(event, &end[0], tls_side(&tls_hosts[0], a[0], TLS_CLIENT, TLS_ROOM, &tls_hosts[1]));
+    open_end(event, &end[1], tls_side(&tls_hosts[1], b[0], TLS_SERVER, TLS_ROOM, &tls_hosts[0]));
     channel_send_hello(end[0].channel, &hello);
     end[1].answers = true;
     LOOP_UNTIL(event, end[0].n_hellos && end[1].n_hellos);
@@ -326,14 +310,14 @@ static void refusals_are_told(void **state)
     int fd[2];
 
     tcp_pair(fd);
-    open_end(event, &end[0], tls_side(&hosts[0], fd[0], TLS_CLIENT, TLS_ROOM, &hosts[1]));
-    open_end(event, &end[1], tls_side(&hosts[1], fd[1], TLS_SERVER, TLS_ROOM, &hosts[1]));
+    open_end(event, &end[0], tls_side(&tls_hosts[0], fd[0], TLS_CLIENT, TLS_ROOM, &tls_hosts[1]));
+    open_end(event, &end[1], tls_side(&tls_hosts[1], fd[1], TLS_SERVER, TLS_ROOM, &tls_hosts[1]));
     LOOP_UNTIL(event, end[0].broken && end[1].broken);
     assert_non_null(strstr(end[0].why, "key"));
     assert_non_null(strstr(end[1].why, "key"));
     close_pair(end);
     tcp_pair(fd);
-    open_end(event, &end[1], tls_side(&hosts[1], fd[1], TLS_SERVER, TLS_ROOM, &hosts[0]));
+    open_end(event, &end[1], tls_side(&tls_hosts[1], fd[1], TLS_SERVER, TLS_ROOM, &tls_hosts[0]));
     assert_int_equal(send(fd[0], "GET / HTTP/1.1\r\n\r\n", 18, 0), 18);
     LOOP_UNTIL(event, end[1].broken);
     assert_non_null(strstr(end[1].why, "TLS"));
@@ -354,7 +338,7 @@ static void transport_taken_after_hellos(void **state)
     for (size_t i = 0; i < sizeof(bytes); i++)
         bytes[i] = (uint8_t)i;
     wire_hello_encode(&hello, bytes);
-    tls_pair(&hosts[0], &hosts[1], TLS_ROOM, t);
+    tls_pair(&tls_hosts[0], &tls_hosts[1], TLS_ROOM, t);
     assert_int_equal(t[0]->ops->writev(t[0], &iov, 1), sizeof(bytes));
     open_end(event, &end, t[1]);
     end.takes = true;
@@ -387,5 +371,5 @@ int main(void)
         cmocka_unit_test(transport_taken_after_hellos),
     };
 
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, tls_setup, tls_teardown);
 }

@@ -49,6 +49,23 @@ static inline void tls_host_free(struct tls_host *host)
     identity_free(host->identity);
 }
 
+/* Hosts for all tests of a program: its group setup and teardown. */
+static struct tls_host tls_hosts[3];
+
+static inline int tls_setup(void **state)
+{
+    for (size_t i = 0; i < N_OF(tls_hosts); i++)
+        tls_host_new(&tls_hosts[i]);
+    return 0;
+}
+
+static inline int tls_teardown(void **state)
+{
+    for (size_t i = 0; i < N_OF(tls_hosts); i++)
+        tls_host_free(&tls_hosts[i]);
+    return 0;
+}
+
 /* For tls_params.trusted: user is the one key that is. */
 static inline bool tls_trusts(void *user, const struct public_key *theirs)
 {

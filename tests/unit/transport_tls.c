@@ -7,31 +7,15 @@
 /* Who meets whom, and who is refused. The other side is another transport, OpenSSL set up by hand,
  * or bytes that are not TLS at all. transport_tls_data.c has what happens after the handshake. */
 
-static struct tls_host hosts[3];
-
-static int setup(void **state)
-{
-    for (size_t i = 0; i < N_OF(hosts); i++)
-        tls_host_new(&hosts[i]);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    for (size_t i = 0; i < N_OF(hosts); i++)
-        tls_host_free(&hosts[i]);
-    return 0;
-}
-
 static void known_keys_meet(void **state)
 {
     for (enum tls_purpose purpose = TLS_DOOR; purpose <= TLS_ARBITER; purpose++) {
         struct transport *t[2];
 
-        tls_pair(&hosts[0], &hosts[1], purpose, t);
+        tls_pair(&tls_hosts[0], &tls_hosts[1], purpose, t);
         assert_string_equal(t[0]->ops->name, "tls");
-        assert_true(public_key_equal(tls_peer_key(t[0]), identity_public(hosts[1].identity)));
-        assert_true(public_key_equal(tls_peer_key(t[1]), identity_public(hosts[0].identity)));
+        assert_true(public_key_equal(tls_peer_key(t[0]), identity_public(tls_hosts[1].identity)));
+        assert_true(public_key_equal(tls_peer_key(t[1]), identity_public(tls_hosts[0].identity)));
         tls_exchange(t);
         tls_pair_close(t);
     }
@@ -61,12 +45,12 @@ static void unknown_keys_are_refused(void **state)
     int fd[2];
 
     tcp_pair(fd); /* the server expects another client */
-    t[0] = tls_side(&hosts[0], fd[0], TLS_CLIENT, TLS_ROOM, &hosts[1]);
-    t[1] = tls_side(&hosts[1], fd[1], TLS_SERVER, TLS_ROOM, &hosts[2]);
+    t[0] = tls_side(&tls_hosts[0], fd[0], TLS_CLIENT, TLS_ROOM, &tls_hosts[1]);
+    t[1] = tls_side(&tls_hosts[1], fd[1], TLS_SERVER, TLS_ROOM, &tls_hosts[2]);
     assert_refused(t, -EACCES);
     tcp_pair(fd); /* the client expects another server */
-    t[0] = tls_side(&hosts[0], fd[0], TLS_CLIENT, TLS_ROOM, &hosts[2]);
-    t[1] = tls_side(&hosts[1], fd[1], TLS_SERVER, TLS_ROOM, &hosts[0]);
+    t[0] = tls_side(&tls_hosts[0], fd[0], TLS_CLIENT, TLS_ROOM, &tls_hosts[2]);
+    t[1] = tls_side(&tls_hosts[1], fd[1], TLS_SERVER, TLS_ROOM, &tls_hosts[0]);
     assert_refused(t, -EACCES);
 }
 
@@ -80,8 +64,8 @@ static void purposes_do_not_mix(void **state)
             if (a == b)
                 continue;
             tcp_pair(fd);
-            t[0] = tls_side(&hosts[0], fd[0], TLS_CLIENT, a, &hosts[1]);
-            t[1] = tls_side(&hosts[1], fd[1], TLS_SERVER, b, &hosts[0]);
+            t[0] = tls_side(&tls_hosts[0], fd[0], TLS_CLIENT, a, &tls_hosts[1]);
+            t[1] = tls_side(&tls_hosts[1], fd[1], TLS_SERVER, b, &tls_hosts[0]);
             assert_refused(t, -EPROTO);
         }
 }
@@ -92,8 +76,8 @@ static void two_of_a_role(void **state)
     int fd[2];
 
     tcp_pair(fd);
-    t[0] = tls_side(&hosts[0], fd[0], TLS_CLIENT, TLS_ROOM, &hosts[1]);
-    t[1] = tls_side(&hosts[1], fd[1], TLS_CLIENT, TLS_ROOM, &hosts[0]);
+    t[0] = tls_side(&tls_hosts[0], fd[0], TLS_CLIENT, TLS_ROOM, &tls_hosts[1]);
+    t[1] = tls_side(&tls_hosts[1], fd[1], TLS_CLIENT, TLS_ROOM, &tls_hosts[0]);
     assert_refused(t, -EPROTO);
 }
 
@@ -252,7 +236,7 @@ static void other_peers(void **state)
         int fd[2], r;
 
         tcp_pair(fd);
-        t = transport_tls_new(hosts[0].tls, fd[0], &params);
+        t = transport_tls_new(tls_hosts[0].tls, fd[0], &params);
         assert_non_null(t);
         ssl = peer_new(peer, fd[1]);
         r = meet(t, ssl, fd[1]);
@@ -275,7 +259,7 @@ static int told(enum tls_role role, const void *bytes, size_t n, bool end)
     int fd[2], r;
 
     tcp_pair(fd);
-    t = tls_side(&hosts[0], fd[0], role, TLS_ROOM, &hosts[1]);
+    t = tls_side(&tls_hosts[0], fd[0], role, TLS_ROOM, &tls_hosts[1]);
     assert_int_equal(transport_set_blocking(t, false), 0);
     assert_int_equal(send(fd[1], bytes, n, 0), n);
     if (end)
@@ -328,7 +312,7 @@ static void truncated_handshakes(void **state)
     int fd[2];
 
     tcp_pair(fd);
-    t = tls_side(&hosts[1], fd[0], TLS_CLIENT, TLS_ROOM, &hosts[0]);
+    t = tls_side(&tls_hosts[1], fd[0], TLS_CLIENT, TLS_ROOM, &tls_hosts[0]);
     assert_int_equal(transport_set_blocking(t, false), 0);
     assert_int_equal(tls_step(t), 0);
     n = recv(fd[1], flight, sizeof(flight), 0);
@@ -353,7 +337,7 @@ static void strangers_cost_little(void **state)
     ssize_t n;
 
     tcp_pair(fd);
-    client = tls_side(&hosts[1], fd[0], TLS_CLIENT, TLS_ROOM, &hosts[0]);
+    client = tls_side(&tls_hosts[1], fd[0], TLS_CLIENT, TLS_ROOM, &tls_hosts[0]);
     assert_int_equal(transport_set_blocking(client, false), 0);
     assert_int_equal(tls_step(client), 0);
     n = recv(fd[1], flight, sizeof(flight), 0);
@@ -367,7 +351,7 @@ static void strangers_cost_little(void **state)
 
             tcp_pair(fd);
             other[i] = fd[1];
-            t[i] = tls_side(&hosts[0], fd[0], TLS_SERVER, TLS_ROOM, &hosts[1]);
+            t[i] = tls_side(&tls_hosts[0], fd[0], TLS_SERVER, TLS_ROOM, &tls_hosts[1]);
             assert_int_equal(transport_set_blocking(t[i], false), 0);
             if (kind == 1)
                 assert_int_equal(send(other[i], flight, (size_t)n, 0), n);
@@ -396,5 +380,5 @@ int main(void)
         cmocka_unit_test(truncated_handshakes), cmocka_unit_test(strangers_cost_little),
     };
 
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, tls_setup, tls_teardown);
 }

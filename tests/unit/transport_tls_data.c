@@ -9,25 +9,9 @@
 /* What happens between two transports that have met, and what happens when somebody between them
  * changes bytes. */
 
-static struct tls_host hosts[2];
-
-static int setup(void **state)
-{
-    for (size_t i = 0; i < N_OF(hosts); i++)
-        tls_host_new(&hosts[i]);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    for (size_t i = 0; i < N_OF(hosts); i++)
-        tls_host_free(&hosts[i]);
-    return 0;
-}
-
 static void blocking_pair(struct transport *t[2])
 {
-    tls_pair(&hosts[0], &hosts[1], TLS_ROOM, t);
+    tls_pair(&tls_hosts[0], &tls_hosts[1], TLS_ROOM, t);
     for (int i = 0; i < 2; i++)
         assert_int_equal(transport_set_blocking(t[i], true), 0);
 }
@@ -140,8 +124,8 @@ static struct crossed run_cross(const struct flip *flip)
     tcp_pair(server);
     way[0].from = way[1].to = client[1];
     way[0].to = way[1].from = server[1];
-    all.end[0].t = tls_side(&hosts[0], client[0], TLS_CLIENT, TLS_ROOM, &hosts[1]);
-    all.end[1].t = tls_side(&hosts[1], server[0], TLS_SERVER, TLS_ROOM, &hosts[0]);
+    all.end[0].t = tls_side(&tls_hosts[0], client[0], TLS_CLIENT, TLS_ROOM, &tls_hosts[1]);
+    all.end[1].t = tls_side(&tls_hosts[1], server[0], TLS_SERVER, TLS_ROOM, &tls_hosts[0]);
     for (int i = 0; i < 2; i++)
         assert_int_equal(transport_set_blocking(all.end[i].t, false), 0);
     for (int still = 0; still < 3;) { /* the loopback delivers at once */
@@ -295,8 +279,8 @@ static void blocking_handshake(void **state)
     int fd[2];
 
     tcp_pair(fd);
-    out.t = tls_side(&hosts[0], fd[0], TLS_CLIENT, TLS_ROOM, &hosts[1]);
-    in.t = tls_side(&hosts[1], fd[1], TLS_SERVER, TLS_ROOM, &hosts[0]);
+    out.t = tls_side(&tls_hosts[0], fd[0], TLS_CLIENT, TLS_ROOM, &tls_hosts[1]);
+    in.t = tls_side(&tls_hosts[1], fd[1], TLS_SERVER, TLS_ROOM, &tls_hosts[0]);
     assert_int_equal(pthread_create(&writer, NULL, write_stream, &out), 0);
     (void)read_stream(&in);
     assert_int_equal(pthread_join(writer, NULL), 0);
@@ -328,7 +312,7 @@ static void keys_are_renewed(void **state)
     char byte;
     unsigned got = 0;
 
-    tls_pair(&hosts[0], &hosts[1], TLS_ROOM, t);
+    tls_pair(&tls_hosts[0], &tls_hosts[1], TLS_ROOM, t);
     before = bytes_received(t[1]);
     for (unsigned sent = 0; sent < RECORDS || got < RECORDS;) {
         struct iovec iov = {.iov_base = &byte, .iov_len = 1};
@@ -374,7 +358,7 @@ static void closing_sends_what_waits(void **state)
     struct transport *t[2];
     uint64_t sent = 0, got = 0;
 
-    tls_pair(&hosts[0], &hosts[1], TLS_ROOM, t);
+    tls_pair(&tls_hosts[0], &tls_hosts[1], TLS_ROOM, t);
     for (ssize_t n = PIECE; n > 0; sent += (uint64_t)n) {
         struct iovec iov = {.iov_base = bytes, .iov_len = PIECE};
 
@@ -443,8 +427,8 @@ static void shutdown_ends_a_blocked_thread(void **state)
         } else {
             tcp_pair(fd);
             for (int i = 0; i < 2; i++)
-                t[i] =
-                    tls_side(&hosts[i], fd[i], i ? TLS_SERVER : TLS_CLIENT, TLS_ROOM, &hosts[!i]);
+                t[i] = tls_side(&tls_hosts[i], fd[i], i ? TLS_SERVER : TLS_CLIENT, TLS_ROOM,
+                                &tls_hosts[!i]);
         }
         s.t = t[0];
         assert_int_equal(pthread_create(&thread, NULL, kind == 1 ? write_stream : read_stream, &s),
@@ -469,14 +453,14 @@ static void second_layer(void **state)
         struct transport *t[2], *again[2];
         int fd[2], ret[2];
 
-        tls_pair(&hosts[0], &hosts[1], TLS_DOOR, t);
+        tls_pair(&tls_hosts[0], &tls_hosts[1], TLS_DOOR, t);
         tls_exchange(t);
         for (int i = 0; i < 2; i++) {
             fd[i] = tls_detach(t[i]);
             assert_true(fd[i] >= 0);
             /* The first layer is closed in the moment when the second has begun. */
-            again[i] = tls_side(&hosts[i], fd[i], (run + i) % 2 ? TLS_SERVER : TLS_CLIENT, TLS_ROOM,
-                                &hosts[!i]);
+            again[i] = tls_side(&tls_hosts[i], fd[i], (run + i) % 2 ? TLS_SERVER : TLS_CLIENT,
+                                TLS_ROOM, &tls_hosts[!i]);
             assert_int_equal(transport_set_blocking(again[i], false), 0);
             if (run % 3 == 0)
                 (void)tls_step(again[i]);
@@ -548,7 +532,7 @@ static void keys_change_meanwhile(void **state)
 
     assert_int_equal(tls_context_new(c.identity[0], &c.context, NULL), 0);
     changing.tls = c.context;
-    tls_pair(&changing, &hosts[1], TLS_ROOM, old);
+    tls_pair(&changing, &tls_hosts[1], TLS_ROOM, old);
     assert_int_equal(pthread_create(&thread, NULL, change, &c), 0);
     for (int i = 0; i < 2000 && (i < 100 || !seen[0] || !seen[1]); i++) {
         struct tls_params params = {
@@ -557,8 +541,8 @@ static void keys_change_meanwhile(void **state)
         int fd[2], ret[2];
 
         tcp_pair(fd);
-        t[0] = tls_side(&changing, fd[0], TLS_CLIENT, TLS_ROOM, &hosts[1]);
-        t[1] = transport_tls_new(hosts[1].tls, fd[1], &params);
+        t[0] = tls_side(&changing, fd[0], TLS_CLIENT, TLS_ROOM, &tls_hosts[1]);
+        t[1] = transport_tls_new(tls_hosts[1].tls, fd[1], &params);
         assert_true(tls_handshake(t, ret));
         seen[public_key_equal(tls_peer_key(t[1]), identity_public(c.identity[1]))] = true;
         tls_exchange(old);
@@ -590,5 +574,5 @@ int main(void)
         cmocka_unit_test(keys_change_meanwhile),
     };
 
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, tls_setup, tls_teardown);
 }
