@@ -75,8 +75,9 @@ struct vm {
 /* --- vms.c --- */
 
 /* Finds the processes that an earlier understudyd has left, and removes the sockets of those that
- * are gone. Blocks for a moment; before the loop runs. */
-void vms_find(struct host *host);
+ * are gone. Blocks for a moment; before the loop runs. An error: one that is
+ * there could not be taken note of, and would stay unknown for as long as this understudyd runs. */
+int vms_find(struct host *host, struct err *err) US_MUST_CHECK;
 
 struct vm *vm_get(const struct host *host, const char *name); /* NULL: there is no process */
 

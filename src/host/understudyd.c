@@ -72,9 +72,10 @@ static int serve(struct host *host, struct err *err)
     r = control_server_new(host->event, path, host_command, host, &host->control, err);
     if (r == 0)
         r = allow_group(host, err);
+    if (r == 0)
+        r = vms_find(host, err);
     if (r < 0)
         return r;
-    vms_find(host);
     reload_all(host, NULL); /* an earlier understudyd may have ended before it did so */
     r = door_open(host, err);
     if (r < 0)

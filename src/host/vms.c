@@ -316,16 +316,16 @@ static pid_t listener_of(const char *path)
     return cred.pid;
 }
 
-static void find_one(struct host *host, const char *name)
+static int find_one(struct host *host, const char *name, struct err *err)
 {
     char path[RECORD_PATH_MAX];
-    pid_t pid;
-    int pidfd;
     struct vm *vm;
+    int pidfd, r;
+    pid_t pid;
 
     fault_point("host.find");
     if (vm_get(host, name))
-        return; /* attached to a moment ago: its new socket is there already */
+        return 0; /* attached to a moment ago: its new socket is there already */
     vm_socket_path(&host->config, name, path);
     pid = listener_of(path);
     if (pid == 0) {
@@ -335,30 +335,29 @@ static void find_one(struct host *host, const char *name)
         (void)unlink(path);
         (void)snprintf(dead.name, sizeof(dead.name), "%s", name);
         (void)vm_attach(host, &dead);
-        return;
+        return 0;
     }
     pidfd = pidfd_open(pid, 0);
-    if (pidfd < 0) {
-        log_warning("%s: pid %d: %s", name, (int)pid, strerror(errno));
-        return;
-    }
-    if (vm_add(host, name, pid, pidfd, -1, &vm) < 0) {
-        log_error("%s: out of memory", name);
-        return;
-    }
+    if (pidfd < 0 && errno == ESRCH)
+        return 0; /* it has just ended */
+    r = pidfd < 0 ? -errno : vm_add(host, name, pid, pidfd, -1, &vm);
+    if (r < 0)
+        return err_sys(err, r, "%s: pid %d", name, (int)pid);
     log_info("%s: found again, pid %d", name, (int)pid);
+    return 0;
 }
 
-void vms_find(struct host *host)
+int vms_find(struct host *host, struct err *err)
 {
     static const char ending[] = ".sock";
     char path[RECORD_PATH_MAX];
     struct dirent *entry;
     DIR *dir;
+    int r = 0;
 
     (void)snprintf(path, sizeof(path), "%s/vms", host->config.run_dir);
     dir = opendir(path);
-    while (dir && (entry = readdir(dir)) && host->n_vms < HOST_VMS_MAX) {
+    while (r == 0 && dir && (entry = readdir(dir)) && host->n_vms < HOST_VMS_MAX) {
         size_t n = strlen(entry->d_name);
         char name[VM_NAME_MAX];
 
@@ -367,10 +366,11 @@ void vms_find(struct host *host)
             continue;
         (void)snprintf(name, sizeof(name), "%.*s", (int)(n - strlen(ending)), entry->d_name);
         if (wire_name_valid(name))
-            find_one(host, name);
+            r = find_one(host, name, err);
     }
     if (dir)
         (void)closedir(dir); /* only read */
+    return r;
 }
 
 void vms_done(struct host *host)
