@@ -54,14 +54,14 @@ class Supervisor(threading.Thread):
 
     def __init__(self, rig):
         super().__init__(daemon=True)
-        self.rig, self.restarts, self.over = rig, 0, threading.Event()
+        self.rig, self.over = rig, threading.Event()
 
     def run(self):
         while not self.over.wait(0.05):
             for host in ("witness", *HOSTS):
                 if self.rig.daemons[host].poll() is not None:
-                    self.restarts += 1
-                    self.rig.start_daemon(host)
+                    with contextlib.suppress(Failure):  # what died again is started again
+                        self.rig.start_daemon(host)
 
     def stop(self):
         self.over.set()

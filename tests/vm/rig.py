@@ -208,7 +208,8 @@ class Rig:
                      lambda: ":7710" in self.lab("exec", "witness", "ss", "-ltn").stdout, 10)
         else:
             sock = f"{self.dir}/{host}/run/understudyd.sock"
-            wait_for(f"understudyd of {host}", lambda: os.path.exists(sock), 10)
+            wait_for(f"understudyd of {host}", lambda: os.path.exists(sock)
+                     or self.daemons[host].poll() is not None, 10)
 
     def up(self):
         self.lab("down", check=False)
