@@ -11,8 +11,8 @@
  *
  *   RECEIVING --(an epoch with a pair term is whole)--> READY
  *       |                                                 |
- *       | link lost                 primary silent, its VM died, failover or switchover
- *       v                                                 v
+ *       | link lost                                       | primary silent, its VM died,
+ *       v                                                 v failover or switchover
  *     VOID <------(the record has moved on)------------ CLAIMING --(swap succeeded)--> ACTIVE
  *
  * Its right to take over is the pair term of its newest whole epoch: it may swap exactly the record
