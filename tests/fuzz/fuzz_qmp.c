@@ -83,6 +83,8 @@ static struct hyp_vm *new_vm(sd_event *event, bool incoming, int *ret_peer)
     vm->event = sd_event_ref(event);
     vm->callbacks = &callbacks;
     vm->incoming = incoming;
+    vm->qmp_path = strdup("/nonexistent/qmp.sock"); /* close removes them */
+    vm->pid_path = strdup("/nonexistent/pid");
     vm->n_disks = N_DISKS;
     vm->stream.fd = vm->feed.fd = -1;
     vm->stream.max_bytes = 1 << 20;

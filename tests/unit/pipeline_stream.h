@@ -21,7 +21,8 @@ static inline void stream_add(struct stream *s, const void *bytes, size_t n)
         s->bytes = realloc(s->bytes, s->room);
         assert_non_null(s->bytes);
     }
-    memcpy(s->bytes + s->n, bytes, n);
+    if (n) /* an empty stream has no memory yet */
+        memcpy(s->bytes + s->n, bytes, n);
     s->n += n;
 }
 

@@ -212,7 +212,8 @@ static void test_stopped_witness(void **state)
     since = clock_now_ns();
     ask(&l, 2, &start); /* on the connection that is there */
     assert_answer(&l, 0, &none);
-    assert_in_range(clock_now_ns() - since, SHORT_NS - NS_PER_MS, PATIENCE_NS);
+    /* Timers are due a little early: the loop collects them. */
+    assert_in_range(clock_now_ns() - since, SHORT_NS * 9 / 10, PATIENCE_NS);
     ask(&l, 3, &get); /* on a new one: the kernel takes it, nobody greets */
     assert_answer(&l, 0, &none);
     assert_non_null(strstr(l.why, "no answer within 150 ms"));
