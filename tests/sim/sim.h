@@ -3,6 +3,7 @@
 #define US_TESTS_SIM_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "core/controller.h"
@@ -68,6 +69,8 @@ enum {
 
 struct rng {
     uint64_t s[4];
+    const uint8_t *choices; /* used up first, if there are any: see world_choose() */
+    size_t n_choices;
 };
 
 enum event_type {
@@ -385,6 +388,10 @@ void world_free(struct world *w);
  * the machines counts as a failure. */
 void world_run(struct world *w, uint64_t seed, enum profile profile, enum plant plant, bool tracing,
                bool verbose);
+
+/* The next schedule takes its decisions from these bytes (borrowed), one or two for each, and what
+ * goes on after the last of them from its seed. For the fuzzer. */
+void world_choose(struct world *w, const uint8_t *choices, size_t n);
 
 void world_post(struct world *w, uint64_t at_ns, enum event_type type, uint8_t proc, uint32_t arg);
 

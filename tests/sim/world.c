@@ -49,8 +49,21 @@ static void rng_seed(struct rng *r, uint64_t seed)
     }
 }
 
+/* A number below n from the bytes. */
+static uint64_t choose(struct rng *r, uint64_t n)
+{
+    unsigned wide = n > 16 && r->n_choices > 1, x = *r->choices++;
+
+    if (wide)
+        x = x << 8 | *r->choices++;
+    r->n_choices -= 1 + wide;
+    return (uint64_t)(((unsigned __int128)x * n) >> (wide ? 16 : 8));
+}
+
 uint64_t rng_below(struct world *w, uint64_t n)
 {
+    if (w->rng.n_choices)
+        return choose(&w->rng, n);
     return (uint64_t)(((unsigned __int128)rng_next(&w->rng) * n) >> 64);
 }
 
@@ -274,6 +287,12 @@ static void world_reset(struct world *w)
     memset(w->truth.flushes[0], 0, sizeof(w->truth.flushes[0]));
 }
 
+void world_choose(struct world *w, const uint8_t *choices, size_t n)
+{
+    w->rng.choices = choices;
+    w->rng.n_choices = n;
+}
+
 static sigjmp_buf on_assert;
 
 static void assertion(int sig)
@@ -284,6 +303,7 @@ static void assertion(int sig)
 void world_run(struct world *w, uint64_t seed, enum profile profile, enum plant plant, bool tracing,
                bool verbose)
 {
+    void (*handler)(int);
     struct event ev;
 
     world_reset(w);
@@ -292,9 +312,10 @@ void world_run(struct world *w, uint64_t seed, enum profile profile, enum plant 
     w->tracing = tracing || verbose;
     w->verbose = verbose;
     rng_seed(&w->rng, seed);
-    (void)signal(SIGABRT, assertion);
+    handler = signal(SIGABRT, assertion);
     if (sigsetjmp(on_assert, 1) != 0) {
         world_fail(w, "an assertion of the machines failed");
+        (void)signal(SIGABRT, handler);
         return;
     }
     faults_setup(w, profile);
@@ -307,7 +328,8 @@ void world_run(struct world *w, uint64_t seed, enum profile profile, enum plant 
         if (!w->failed)
             check_step(w);
     }
-    (void)signal(SIGABRT, SIG_DFL);
+    (void)signal(SIGABRT, handler);
+    w->rng.n_choices = 0;
 }
 
 /* ---- what people see ---- */
