@@ -244,5 +244,7 @@ void arbiter_hang_up(struct world *w, uint8_t proc)
 void arbiter_up(struct world *w)
 {
     TRACE(w, "arbiter: is up");
+    if (!w->arbiter.up)
+        cover(w, COVER_ARBITER_BACK);
     w->arbiter.up = true;
 }

@@ -67,6 +67,10 @@
     X(REFUSED_OLDER, "starts refused because the copy is older", 1000)                             \
     X(REFUSED_INCOMPLETE, "starts refused because the copy is incomplete", 200)                    \
     X(REFUSED_UNKNOWN, "starts refused because nothing is known of the copy", 200)                 \
+    X(HOST_BACK, "hosts that crashed and came back", 5000)                                         \
+    X(BACKED_BY_RETURNED, "... and became the standby of a VM, until it was protected", 2000)      \
+    X(ARBITER_BACK, "the arbiter crashed and came back", 2000)                                     \
+    X(DISK_EPOCH, "epochs with a flush of the guest were committed", 20000)                        \
     X(MUTE, "VMs left mute by a guard that died", 5000)                                            \
     X(MUTE_TERM_GIVEN, "... which had given away a pair term that was not recorded", 100)          \
     X(MUTE_REPLACED, "... killed by a standby for the new owner", 50)                              \

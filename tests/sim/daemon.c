@@ -72,6 +72,10 @@ void daemon_crash(struct world *w, unsigned host, uint64_t down_ns)
     TRACE(w, "%s understudyd: crashes", host_names[host]);
     cover(w, COVER_DAEMON_CRASH);
     w->hosts[host].daemon_up = false;
+    if (planted(w, PLANT_DAEMON_FATAL)) {
+        proc_crash(w, proc_id(host, ROLE_GUARD));
+        proc_crash(w, proc_id(host, ROLE_STANDBY));
+    }
     world_post(w, w->now_ns + down_ns, EV_DAEMON_UP, NO_PROC, host);
 }
 
@@ -81,5 +85,6 @@ void daemon_up(struct world *w, unsigned host)
         return;
     TRACE(w, "%s understudyd: is up", host_names[host]);
     w->hosts[host].daemon_up = true;
-    daemon_look(w, host);
+    if (!planted(w, PLANT_MUTE_FORGOTTEN))
+        daemon_look(w, host);
 }

@@ -191,7 +191,7 @@ void disk_record(struct world *w, unsigned host, uint64_t term, bool wait)
     if (wait)
         disk_record_due(w, host);
     else
-        world_post(w, w->now_ns + rng_log(w, 200 * NS_PER_US, 100 * NS_PER_MS), EV_RECORD,
+        world_post(w, w->now_ns + rng_log(w, 200 * NS_PER_US, 500 * NS_PER_MS), EV_RECORD,
                    proc_id(host, ROLE_GUARD), 0);
 }
 
@@ -429,6 +429,8 @@ void disk_commit(struct world *w, unsigned host)
     struct sim_disk *d = disk_of(w, host);
 
     d->n_committed = d->n_redo;
+    if (d->n_redo && d->redo[d->n_redo - 1].delta.flushed)
+        cover(w, COVER_DISK_EPOCH);
     if (d->apply_due || !d->n_redo)
         return;
     d->apply_due = true;

@@ -192,6 +192,17 @@ static void crash_vm(struct world *w, unsigned host)
     guard_simple_step(w, host, PEV_VM_DIED);
 }
 
+/* Now and then the same person wants something else before the new link is there. */
+static void new_keys_of(struct world *w, unsigned host)
+{
+    uint32_t life = w->hosts[host].proc[ROLE_GUARD].life;
+
+    link_new_keys(w, host);
+    if (w->setup.operator_mean_ns && w->hosts[host].proc[ROLE_GUARD].life == life &&
+        rng_chance(w, 100000))
+        guard_simple_step(w, host, rng_chance(w, 500000) ? PEV_UNPROTECT : PEV_SWITCHOVER);
+}
+
 /* A person changes a host's key: every connection that this host has or that others have to it is
  * made anew, those to the arbiter too. */
 static void new_keys(struct world *w, unsigned host)
@@ -205,15 +216,24 @@ static void new_keys(struct world *w, unsigned host)
 
         if (guard_alive(w, i) && w->hosts[i].proc[ROLE_GUARD].frozen_until_ns <= w->now_ns &&
             (i == host || strcmp(g->core.peer, host_names[host]) == 0))
-            link_new_keys(w, i);
+            new_keys_of(w, i);
     }
+}
+
+void fault_loop_begin(struct world *w, unsigned host)
+{
+    if (rng_chance(w, w->setup.crash_loop))
+        world_post(w, w->now_ns + rng_log(w, 100 * NS_PER_US, 50 * NS_PER_MS), EV_LOOP, NO_PROC,
+                   host);
 }
 
 void fault_loop(struct world *w, unsigned host)
 {
-    const struct proc *p = &w->hosts[host].proc[ROLE_GUARD];
-
-    if (!w->healed && p->alive && w->hosts[host].guard.attached)
+    if (w->healed || !guard_alive(w, host))
+        return;
+    if (rng_chance(w, 200000))
+        host_crash(w, host, rng_log(w, 30 * NS_PER_MS, 2 * NS_PER_S));
+    else
         guard_crash(w, host, false);
 }
 

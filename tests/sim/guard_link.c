@@ -34,6 +34,8 @@ void link_connect(struct world *w, unsigned host, bool resume)
         world_fail(w, "%s wants '%s' as its standby", host_names[host], g->core.peer);
         return;
     }
+    if (planted(w, PLANT_PROTECT_ONCE) && !resume && g->session)
+        return;
     if (!resume)
         g->session = session_new(w, host, to);
     g->resume = resume;
@@ -72,7 +74,8 @@ static void next_accepted(struct world *w, unsigned host)
     g->control = g->next;
     g->data = g->next = NONE;
     g->up = g->old_gone = false;
-    guard_simple_step(w, host, PEV_RELINK);
+    if (!planted(w, PLANT_RELINK_UNTOLD) || g->core.state == PRIMARY_PROTECTED)
+        guard_simple_step(w, host, PEV_RELINK);
 }
 
 /* It will not be there. If the old one is, nothing has happened. */

@@ -195,7 +195,8 @@ static bool act(struct world *w, unsigned host, const struct action *a)
     case ACT_COMMITTED:
         return committed(w, host, a->u.epoch);
     case ACT_COPY_RECORD:
-        if (w->setup.disks)
+        if (w->setup.disks && !(planted(w, PLANT_ATTACH_UNRECORDED) && g->attached &&
+                                g->core.state == PRIMARY_ISOLATED))
             disk_record(w, host, a->u.copy.term, a->u.copy.wait);
         break;
     case ACT_HAND_OVER:
@@ -451,6 +452,7 @@ void guard_takeover(struct world *w, unsigned host, const struct arb_record *rec
         check_disk_matches(w, host, &image->memory, "taking over");
         disk_hold(w, host);
     }
+    fault_loop_begin(w, host);
     vm_activate(w, host, image);
     carry_out(w, host, &out, 0);
 }
@@ -476,9 +478,7 @@ void guard_attach(struct world *w, unsigned host)
     if (running)
         g->vm.state.index += (uint32_t)rng_below(w, 100); /* it has gone on, unheard */
     g->attached = g->attaching = true;
-    if (rng_chance(w, w->setup.crash_loop))
-        world_post(w, w->now_ns + rng_log(w, 100 * NS_PER_US, 50 * NS_PER_MS), EV_LOOP, NO_PROC,
-                   host);
+    fault_loop_begin(w, host);
     out.n = 0;
     primary_init_attach(&g->core, host_names[host], &w->setup.primary,
                         host_names[(host + 1 + rng_below(w, w->n_hosts - 1)) % w->n_hosts], running,

@@ -233,6 +233,7 @@ void host_crash(struct world *w, unsigned host, uint64_t down_ns)
     mute_vm_dies(w, host);
     disk_power_loss(w, host);
     h->up = h->daemon_up = false;
+    h->has_crashed = true;
     h->frozen_until_ns = 0;
     world_post(w, w->now_ns + down_ns, EV_HOST_UP, NO_PROC, host);
 }
@@ -242,6 +243,7 @@ void host_up(struct world *w, unsigned host)
     if (w->hosts[host].up)
         return;
     TRACE(w, "%s: is up", host_names[host]);
+    cover(w, COVER_HOST_BACK);
     w->hosts[host].up = w->hosts[host].daemon_up = true;
 }
 

@@ -69,7 +69,8 @@ static bool in_order(const struct world *w)
 void live_step(struct world *w)
 {
     struct truth *t = &w->truth;
-    bool protected_now = protected_host(w) != NONE;
+    int host = protected_host(w);
+    bool protected_now = host != NONE;
 
     if (!protected_now) {
         if (t->protected_since_ns)
@@ -77,6 +78,8 @@ void live_step(struct world *w)
         t->protected_since_ns = 0;
     } else if (!t->protected_since_ns) {
         cover(w, t->was_protected ? COVER_PROTECTED_AGAIN : COVER_PROTECTED);
+        if (w->hosts[t->sessions[w->hosts[host].guard.session].standby].has_crashed)
+            cover(w, COVER_BACKED_BY_RETURNED);
         t->was_protected = true;
         t->protected_since_ns = w->now_ns;
         t->emitted_before = t->emitted;

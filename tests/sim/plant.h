@@ -30,6 +30,14 @@
     X(ATTACH_FLOWS, "attach-flows", "I1", "an attached guard lets output flow at once")            \
     X(ATTACH_UNSWAPPED, "attach-unswapped", "register",                                            \
       "an attached guard takes a solo record for its own")                                         \
+    X(ATTACH_UNRECORDED, "attach-unrecorded", "progress",                                          \
+      "an attached guard's swap is not preceded by a record")                                      \
+    X(MUTE_FORGOTTEN, "mute-forgotten", "progress",                                                \
+      "understudyd comes back and does not look for mute VMs")                                     \
+    X(DAEMON_FATAL, "daemon-fatal", "progress", "understudyd takes its VMs' processes with it")    \
+    X(PROTECT_ONCE, "protect-once", "progress", "a guard looks for a standby only once")           \
+    X(RELINK_UNTOLD, "relink-untold", "D1",                                                        \
+      "a link that is replaced while the pair is left counts as unbroken")                         \
     X(ATTACH_STANDS, "attach-stands", "S", "an attached VM that stood still is not resumed")       \
     X(RELINK_NO_REBASE, "relink-no-rebase", "I3",                                                  \
       "over a new link epochs go on as if none were lost")                                         \

@@ -52,7 +52,7 @@ struct setup {
     unsigned lost_reply; /* an arbiter's answer gets lost */
     unsigned arb_error;
     unsigned repeated_ask; /* ... is carried out twice: its client has asked another node too */
-    unsigned crash_loop;   /* a guard that attached dies of it */
+    unsigned crash_loop;   /* a guard that took over or attached dies of it */
     unsigned midway;       /* a guard stands still between decision and write */
     unsigned slow_copy;    /* an epoch's copy waits for staging memory, with the VM stopped */
     uint64_t step_mean_ns;

@@ -107,7 +107,7 @@ enum event_type {
     EV_OPERATOR,
     EV_HEAL,
     EV_SINGLE, /* profile light: the one fault, then its consequence is due */
-    EV_LOOP,   /* arg: host; a guard that attached dies */
+    EV_LOOP,   /* arg: host; a guard dies of its VM */
     EV_HIT,    /* ... of a primary that hands its VM over */
     EV_VERDICT,
     EV_DEADLINE, /* everything must be in order by now */
@@ -307,6 +307,7 @@ struct sim_standby {
 
 struct host {
     bool up;
+    bool has_crashed;
     bool daemon_up;    /* understudyd */
     bool mute;         /* a hypervisor without a guard: guard.vm */
     unsigned attaches; /* guards in a row that died after they had attached */
@@ -586,6 +587,9 @@ void fault_provoke(struct world *w);
 void fault_heal(struct world *w);
 void fault_single(struct world *w);
 void fault_hit(struct world *w);
+/* A VM that is not good for its guards, or its host: the guard that has just got it may die soon.
+ */
+void fault_loop_begin(struct world *w, unsigned host);
 void fault_loop(struct world *w, unsigned host);
 bool fault_midway(struct world *w, unsigned host);
 void operator_turn(struct world *w);

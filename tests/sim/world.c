@@ -262,7 +262,7 @@ static void world_reset(struct world *w)
     }
     for (i = 0; i < HOSTS_MAX; i++) {
         w->hosts[i].up = w->hosts[i].daemon_up = true;
-        w->hosts[i].mute = false;
+        w->hosts[i].mute = w->hosts[i].has_crashed = false;
         w->hosts[i].attaches = 0;
         w->hosts[i].frozen_until_ns = 0;
         disk_init(w, i);
