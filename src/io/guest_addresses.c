@@ -13,7 +13,8 @@ enum {
     ND_NEIGHBOUR_SOLICITATION = 135,
     ND_NEIGHBOUR_ADVERTISEMENT = 136,
     ND_FLAG_ROUTER = 0x80,
-    ND_HOP_LIMIT = 255, /* RFC 4861: others were forwarded, or are forged */
+    VLAN_RESERVED = 0xfff, /* no VLAN (IEEE 802.1Q, table 9-2) */
+    ND_HOP_LIMIT = 255,    /* RFC 4861: others were forwarded, or are forged */
 };
 
 /* The rest of a frame. The only way to its bytes. */
@@ -137,6 +138,8 @@ void guest_addresses_learn(struct guest_addresses *table, const uint8_t mac[6],
         if (!tag)
             return;
         found.vlan = get_be16(tag) & 0xfff;
+        if (found.vlan == VLAN_RESERVED)
+            return;
         type = get_be16(tag + 2);
         skip = 18;
     }

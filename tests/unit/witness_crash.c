@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
-#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -8,6 +7,7 @@
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/ptrace.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/user.h>
@@ -245,11 +245,12 @@ static bool trace_step(pid_t pid, struct trace *trace)
     return true;
 }
 
+/* Bytes have come. A connection that was closed without has none. */
 static bool readable(const struct transport *t)
 {
-    struct pollfd p = {.fd = t->ops->fd(t), .events = POLLIN};
+    char byte;
 
-    return poll(&p, 1, 0) == 1;
+    return recv(t->ops->fd(t), &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 1;
 }
 
 /* Sends a swap and follows the witness until it has answered and waits again, or `stop` stops are
