@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks the model of the arbitration, src/core/arbitration.pml, with spin, and that each error
 planted in it is found. Prints TAP, and how many states were searched.
-Usage: spin_test.py [--deep]   (--deep: more faults; a few minutes and GiB)"""
+Usage: spin_test.py [--deep]   (--deep: more faults; some minutes, 3 GiB)"""
 
 import concurrent.futures
 import os
@@ -25,12 +25,12 @@ HOLDS = [
      1024),
 ]
 DEEP = [
-    ("safety, 4 faults", ["FAULTS=4", "EPOCHS=0"], False, 8192),
-    ("safety, 3 faults, more epochs", ["FAULTS=3", "EPOCHS=1"], False, 8192),
-    ("safety, 4 faults, nobody there to help", ["FAULTS=4", "EPOCHS=1", "UNATTENDED"], False, 8192),
-    ("progress, 2 faults", ["FAULTS=2", "EPOCHS=1"], True, 8192),
+    ("safety, 4 faults", ["FAULTS=4", "EPOCHS=0"], False, 4096),
+    ("safety, 3 faults, more epochs", ["FAULTS=3", "EPOCHS=1"], False, 4096),
+    ("safety, 4 faults, nobody there to help", ["FAULTS=4", "EPOCHS=1", "UNATTENDED"], False, 4096),
+    ("progress, 2 faults", ["FAULTS=2", "EPOCHS=1"], True, 4096),
     ("progress, 3 faults, nobody there to help", ["FAULTS=3", "EPOCHS=0", "UNATTENDED"], True,
-     8192),
+     4096),
 ]
 # A planted error, what the search for it takes, and whether it shows only as endless repetition.
 PLANTS = [
