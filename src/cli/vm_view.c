@@ -34,8 +34,10 @@ bool view_unprotected(const json_t *vm)
 {
     const char *role = view_text(vm, "role");
     const char *owner = view_text(json_object_get(vm, "ended"), "owner");
+    bool crashed = strcmp(view_text(vm, "state"), "crashed") == 0;
 
-    if (json_is_true(json_object_get(vm, "protected")) || !view_text(vm, "wanted_standby")[0])
+    if (json_is_true(json_object_get(vm, "protected")) ||
+        (!crashed && !view_text(vm, "wanted_standby")[0]))
         return false;
     /* A standby does not protect by itself, and what another host has taken over is its matter. */
     return strcmp(role, "standby") != 0 && (!owner[0] || strcmp(owner, view_text(vm, "host")) == 0);

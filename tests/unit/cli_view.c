@@ -35,6 +35,9 @@ static const struct {
     {"{'role':'none','state':'crashed','protected':false,'wanted_standby':'b','host':'a',"
      "'reason':'x','ended':{'owner':''}}",
      "crashed: x", true},
+    {"{'role':'none','state':'crashed','protected':false,'wanted_standby':'','host':'a',"
+     "'reason':'x','ended':{'owner':''}}",
+     "crashed: x", true},
     {"{'role':'none','state':'lost','protected':false,'wanted_standby':'b','host':'a',"
      "'reason':'taken over by b','ended':{'owner':'b'}}",
      "lost: taken over by b", false},
