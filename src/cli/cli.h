@@ -84,7 +84,8 @@ json_t *cli_vm_status(const char *vm);
 const char *view_text(const json_t *vm, const char *key);
 double view_number(const json_t *vm, const char *key);
 
-/* True when the VM should be protected, by this host, and is not; or crashed here, wanted or not. */
+/* True when the VM should be protected, by this host, and is not; or crashed here, whether it was
+ * to be protected or not. */
 bool view_unprotected(const json_t *vm);
 
 /* One line: "protected by hostb", "not protected: hostb: not connected yet". */

@@ -53,8 +53,8 @@ const struct cli_command cli_commands[] = {
      cli_peer},
     {"arbiter", "status",
      "Show the arbiter, and what it knows.\v"
-     "Asks it as the VMs do, by this host's key; understudyd need not run. Exit status 1: it cannot "
-     "be asked.",
+     "Asks it as the VMs do, by this host's key; understudyd need not run. Exit status 1: it "
+     "cannot be asked.",
      cli_arbiter},
     {"version", "", "Print the version.", cli_version},
     {0},
