@@ -15,9 +15,12 @@ static struct {
 static bool is_broken(int fd, bool sync)
 {
     struct stat one, other;
+    char path[64]; /* rig_path() has one for all threads */
 
-    return broken.path && broken.syncs == sync && fstat(fd, &one) == 0 &&
-           stat(rig_path(broken.path), &other) == 0 && one.st_ino == other.st_ino;
+    if (!broken.path || broken.syncs != sync)
+        return false;
+    (void)snprintf(path, sizeof(path), "%s/%s", rig_folder, broken.path);
+    return fstat(fd, &one) == 0 && stat(path, &other) == 0 && one.st_ino == other.st_ino;
 }
 
 ssize_t pwrite(int fd, const void *bytes, size_t n, off_t offset)
