@@ -57,7 +57,7 @@ static int connect_channel(sd_event *event, const struct arbiter_config *config,
     transport = transport_tls_new(tls, fd, &params);
     if (!transport)
         return err_sys(err, -ENOMEM, "connect");
-    keep_alive(transport->ops->fd(transport));
+    keep_alive_asker(transport->ops->fd(transport));
     r = channel_new(event, transport, WIRE_CHANNEL_ARBITER, SD_EVENT_PRIORITY_IMPORTANT, callbacks,
                     user, ret_channel);
     if (r < 0)

@@ -188,7 +188,7 @@ static curl_socket_t open_socket(void *user, curlsocktype purpose, struct curl_s
 
     if (fd < 0)
         return CURL_SOCKET_BAD;
-    keep_alive(fd);
+    keep_alive_asker(fd);
     /* A host that is gone acknowledges nothing; a server that only thinks long does. Best effort.
      */
     (void)setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &unanswered_ms, sizeof(unanswered_ms));

@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <netdb.h>
 #include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -19,6 +18,7 @@
 #include "base/fault.h"
 #include "io/channel.h"
 #include "io/clock.h"
+#include "io/keep_alive.h"
 #include "io/log.h"
 
 #define HELLO_MAX_NS (5 * NS_PER_S) /* from the connection until the hello is there */
@@ -27,6 +27,8 @@ enum {
     ACCEPT_PAUSE_US = 1000000, /* after accept() failed for want of memory or descriptors */
     OTHER_FILES = 64,          /* descriptors that are not connections */
     REFUSAL_LOG_MS = 60000,
+    KEEP_ALIVE_IDLE_S = 60, /* hosts that died need not be noticed at once */
+    KEEP_ALIVE_INTERVAL_S = 10,
     NETWORKS = 256,
 };
 
@@ -380,17 +382,6 @@ static void format_address(const struct sockaddr_storage *from, socklen_t n, cha
         (void)snprintf(out, 80, from->ss_family == AF_INET6 ? "[%s]:%s" : "%s:%s", host, port);
 }
 
-/* No heartbeats here: the kernel finds out about hosts that died. Best effort. */
-static void keep_alive(int fd)
-{
-    const int on = 1, idle_s = 60, interval_s = 10, probes = 3;
-
-    (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof(idle_s));
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof(interval_s));
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof(probes));
-}
-
 static void stranger_new(struct server *server, int fd, const struct sockaddr_storage *from,
                          socklen_t n_from)
 {
@@ -407,7 +398,7 @@ static void stranger_new(struct server *server, int fd, const struct sockaddr_st
     }
     transport = transport_tls_new(server->tls, fd, &params);
     if (transport)
-        keep_alive(transport->ops->fd(transport));
+        keep_alive(transport->ops->fd(transport), KEEP_ALIVE_IDLE_S, KEEP_ALIVE_INTERVAL_S);
     if (!transport ||
         channel_new(server->event, transport, WIRE_CHANNEL_ARBITER, SD_EVENT_PRIORITY_NORMAL,
                     &callbacks, client, &client->channel) < 0) {
