@@ -32,6 +32,7 @@ enum {
 #define SLOT_MAGIC  "undrsrdo"
 #define EPOCH_MAGIC "undrsepo"
 #define START_MAX   (UINT64_C(1) << 62) /* no sum of it and a file's size overflows */
+#define COUNT_MAX   (UINT64_C(1) << 62) /* of sequence and generation: neither ever wraps */
 
 struct slot_form {
     uint8_t magic[8];
@@ -118,7 +119,8 @@ static int slot_get(const struct slot_form *form, unsigned slot, const char *vm,
         return err_set(err, -EBADMSG, "belongs to another VM");
     if (!wire_all_zero(form->zero1, sizeof(form->zero1)) ||
         !wire_all_zero(form->zero2, sizeof(form->zero2)) || header.sequence % 2 != slot ||
-        header.start < FIRST_EPOCH || header.start % BLOCK_BYTES || header.start > START_MAX)
+        header.start < FIRST_EPOCH || header.start % BLOCK_BYTES || header.start > START_MAX ||
+        header.sequence > COUNT_MAX || header.generation > COUNT_MAX)
         return err_set(err, -EBADMSG, "header slot %u makes no sense", slot);
     *ret_header = header;
     return 1;

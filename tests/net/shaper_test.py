@@ -263,8 +263,13 @@ def test_flips():
         before = counters(lab, "out")["flipped_bits"]
         assert len(send(lab, size=1000)) == 500
         assert counters(lab, "out")["flipped_bits"] == before
-        wrong = transfer(lab)
-        assert wrong == counters(lab, "out")["flipped_bits"] - before, f"{wrong} bits arrived"
+        for _ in range(5):
+            before = counters(lab, "out")["flipped_bits"]
+            wrong = transfer(lab)
+            flipped = counters(lab, "out")["flipped_bits"] - before
+            if wrong == flipped:
+                break  # else TCP has sent a segment twice, as it does on a busy machine
+        assert wrong == flipped, f"{wrong} of {flipped} flipped bits arrived"
         assert_between(wrong, 15, 55, "flips in 3.2 million bits")
         return f"{wrong} bits reached the application"
 
