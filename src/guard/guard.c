@@ -10,6 +10,7 @@
 
 #include "base/cleanup.h"
 #include "base/fault.h"
+#include "guard/pace.h"
 #include "io/log.h"
 
 enum {
@@ -20,7 +21,6 @@ enum {
     LOOK_MS = 5000,
     START_MS = 10000,
     HAND_OVER_MS = 2000,
-    TALKING_MS = 1000, /* how long a guest that has sent a frame counts as talking */
 };
 
 static void settle(struct guard *g);
@@ -248,51 +248,6 @@ void guard_simple_event(struct guard *g, enum primary_event_type type)
 
 /* ---- the loop ---- */
 
-static void controller_input(struct guard *g, uint64_t now, struct controller_input *ret_in)
-{
-    if (output_waits(g->output))
-        g->talked_ns = now;
-    *ret_in = (struct controller_input){
-        .frames_wait = output_waits(g->output),
-        .in_flight = g->capture.n_in_flight,
-        .dirty_pages = g->capture.dirty_pages,
-        .disks_press = resync_presses(g, now - g->talked_ns < TALKING_MS * NS_PER_MS),
-    };
-}
-
-static void probe(struct guard *g, uint64_t now)
-{
-    uint64_t limit = 2 * g->controller.dirty_limit_pages;
-
-    if (g->body->ops->dirty_count(g->body->vm, limit, &g->capture.dirty_pages) < 0)
-        g->capture.dirty_pages = 0; /* the cut itself will report what is wrong */
-    controller_probed(&g->controller, now, clock_now_ns() - now);
-}
-
-/* Cuts an epoch when it is due. Returns when to come back for that. */
-static uint64_t cut_if_due(struct guard *g, uint64_t now)
-{
-    struct controller_input in;
-    uint64_t at, probe_at;
-
-    if (g->capture.phase != CAPTURE_IDLE || !primary_may_cut(&g->core) ||
-        g->capture.n_in_flight >= IN_FLIGHT_MAX)
-        return CORE_NEVER;
-    if (now < g->capture.retry_at_ns)
-        return g->capture.retry_at_ns;
-    if (now >= controller_probe_at(&g->controller))
-        probe(g, now);
-    controller_input(g, now, &in);
-    if (g->core.arm_epoch == 0 || g->core.state == PRIMARY_HANDING ||
-        controller_due(&g->controller, &in, now)) {
-        capture_begin(g);
-        return g->capture.retry_at_ns > now ? g->capture.retry_at_ns : CORE_NEVER;
-    }
-    at = controller_deadline(&g->controller, &in, now);
-    probe_at = controller_probe_at(&g->controller);
-    return at < probe_at ? at : probe_at;
-}
-
 /* After whatever happened: broken links, due timers, due cuts, and the next time to wake up. */
 static void settle(struct guard *g)
 {
@@ -308,7 +263,7 @@ static void settle(struct guard *g)
     status_answer_switchover(g);
     capture_continue(g);
     now = clock_now_ns();
-    cut_at = cut_if_due(g, now);
+    cut_at = pace_cut_if_due(g, now);
     at = primary_deadline(&g->core);
     if (cut_at < at)
         at = cut_at;
@@ -420,19 +375,6 @@ static int setup_pipeline(struct guard *g, struct err *err)
     return output_new(g->body, &g->gate, &g->output, err);
 }
 
-static void setup_controller(struct guard *g)
-{
-    const struct vm_protect *protect = &g->body->spec.protect;
-    uint64_t staging = stage_pool_total_chunks(g->pool) * STAGE_CHUNK_PAGES;
-
-    g->controller = (struct controller){
-        .interval_min_ns = protect->interval_min_ns,
-        .interval_max_ns = protect->interval_max_ns,
-        .dirty_limit_pages = DIRTY_LIMIT_PAGES < staging / 4 ? DIRTY_LIMIT_PAGES : staging / 4,
-        .max_in_flight = IN_FLIGHT_NORMAL,
-    };
-}
-
 /* The hosts have changed places: the VM should be protected still, by whom it came from. */
 static void protect_by(struct guard *g, const char *host)
 {
@@ -462,7 +404,7 @@ static void begin(struct guard *g, const struct guard_params *params)
     struct actions out = {.n = 0};
 
     setup_timing(g->config, &timing);
-    setup_controller(g);
+    pace_setup(g);
     if (g->body->disks) {
         order.has_disks = true;
         order.copy = g->body->disks->record;

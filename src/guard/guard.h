@@ -14,6 +14,7 @@
  *
  *   guard.c      the loop: events in, actions out, timers, the end
  *   capture.c    one epoch: pause, device state, dirty pages, resume
+ *   pace.c       when to cut
  *   seed.c       the first full copy
  *   link.c       the session with the standby
  *   addresses.c  what the standby is told of the guest's addresses
