@@ -48,12 +48,30 @@ enum vm_output {
     VM_OUTPUT_HOLD = 1, /* held by the gate (output commit; Remus, NSDI 2008, section 2) */
 };
 
+/* How checkpoints are made. */
+enum vm_engine {
+    VM_ENGINE_DEFAULT = 1,
+    VM_ENGINE_REMUS, /* as published (Remus, NSDI 2008), for comparison: a fixed interval, all dirty
+                      * pages are copied in the pause */
+};
+
+/* What happens when the guest dirties memory faster than the link carries it, for long. */
+enum vm_outrun {
+    VM_OUTRUN_THROTTLE = 1, /* it is slowed down to the link's speed */
+    VM_OUTRUN_SOLO,         /* it goes on unprotected, with an alarm */
+};
+
+enum { VM_SLOWDOWN_DEFAULT_PERMILLE = 250 };
+
 struct vm_protect {
     char standby[HOST_NAME_BYTES]; /* "" = do not protect */
     uint64_t interval_min_ns;      /* shortest time between two cuts */
     uint64_t interval_max_ns;      /* longest time between two cuts */
     enum vm_output output;
-    uint64_t copy_rate_bytes; /* per second, for copying disks; 0 = no limit */
+    enum vm_engine engine;
+    uint64_t copy_rate_bytes;       /* per second, for copying disks; 0 = no limit */
+    uint32_t max_slowdown_permille; /* of a busy guest's time that checkpoints may take */
+    enum vm_outrun outrun;
 };
 
 struct vm_spec {

@@ -35,7 +35,7 @@ struct disk_text {
 };
 
 struct protect_text {
-    char *standby, *output, *copy_rate;
+    char *standby, *output, *copy_rate, *engine, *max_slowdown, *outrun;
     struct interval_text interval;
 };
 
@@ -81,6 +81,9 @@ static const cyaml_schema_field_t protect_fields[] = {
     CYAML_FIELD_MAPPING("interval", CYAML_FLAG_OPTIONAL, struct protect_text, interval,
                         interval_fields),
     TEXT(protect_text, copy_rate, CYAML_FLAG_OPTIONAL, 32),
+    TEXT(protect_text, engine, CYAML_FLAG_OPTIONAL, 32),
+    TEXT(protect_text, max_slowdown, CYAML_FLAG_OPTIONAL, 32),
+    TEXT(protect_text, outrun, CYAML_FLAG_OPTIONAL, 32),
     CYAML_FIELD_END,
 };
 
@@ -186,6 +189,48 @@ static int take_interval(const struct yamlfile *y, const char *path, const char 
     return 0;
 }
 
+/* Reads one of two words; NULL is the first. *ret_choice is its place in the list. */
+static int take_choice(const struct yamlfile *y, const char *key, const char *text,
+                       const char *const words[2], unsigned *ret_choice, struct err *err)
+{
+    *ret_choice = 0;
+    for (unsigned i = 0; text; i++) {
+        if (i == 2)
+            return yamlfile_fail(y, err, key, "\"%s\" is neither %s nor %s", text, words[0],
+                                 words[1]);
+        if (strcmp(text, words[i]) == 0) {
+            *ret_choice = i;
+            break;
+        }
+    }
+    return 0;
+}
+
+/* How checkpoints are made, and how much they may disturb. */
+static int take_effort(const struct yamlfile *y, const struct protect_text *text,
+                       struct vm_protect *protect, struct err *err)
+{
+    static const char *const engines[] = {"default", "remus"};
+    static const char *const policies[] = {"throttle", "solo"};
+    static const struct unit units[] = {{"%", 10}, {NULL, 0}};
+    uint64_t permille = VM_SLOWDOWN_DEFAULT_PERMILLE;
+    unsigned engine, outrun;
+    int r = take_choice(y, "protect.engine", text->engine, engines, &engine, err);
+
+    if (r == 0)
+        r = take_choice(y, "protect.outrun", text->outrun, policies, &outrun, err);
+    if (r < 0)
+        return r;
+    if (text->max_slowdown &&
+        (number_with_unit(text->max_slowdown, units, &permille) < 0 || permille > UINT32_MAX))
+        return yamlfile_fail(y, err, "protect.max_slowdown", "\"%s\" is not a share such as 25%%",
+                             text->max_slowdown);
+    protect->engine = VM_ENGINE_DEFAULT + engine;
+    protect->outrun = VM_OUTRUN_THROTTLE + outrun;
+    protect->max_slowdown_permille = (uint32_t)permille;
+    return 0;
+}
+
 static int take_protect(const struct yamlfile *y, const struct protect_text *text,
                         struct vm_protect *protect, struct err *err)
 {
@@ -205,8 +250,10 @@ static int take_protect(const struct yamlfile *y, const struct protect_text *tex
                              text->copy_rate);
     (void)snprintf(protect->standby, sizeof(protect->standby), "%s",
                    text->standby ? text->standby : "");
-    r = take_interval(y, "protect.interval.min", text->interval.min, &protect->interval_min_ns,
-                      err);
+    r = take_effort(y, text, protect, err);
+    if (r == 0)
+        r = take_interval(y, "protect.interval.min", text->interval.min, &protect->interval_min_ns,
+                          err);
     if (r == 0)
         r = take_interval(y, "protect.interval.max", text->interval.max, &protect->interval_max_ns,
                           err);
@@ -296,24 +343,6 @@ static const char *disk_key(char key[YAML_PATH_MAX], uint32_t i, const char *mem
     return key;
 }
 
-/* Reads one of a few words; NULL is `fallback`. *ret_choice is its place in the list. */
-static int take_choice(const struct yamlfile *y, const char *key, const char *text,
-                       const char *const words[2], unsigned fallback, unsigned *ret_choice,
-                       struct err *err)
-{
-    *ret_choice = fallback;
-    for (unsigned i = 0; text; i++) {
-        if (i == 2)
-            return yamlfile_fail(y, err, key, "\"%s\" is neither %s nor %s", text, words[0],
-                                 words[1]);
-        if (strcmp(text, words[i]) == 0) {
-            *ret_choice = i;
-            break;
-        }
-    }
-    return 0;
-}
-
 static int take_disk(const struct yamlfile *y, const struct disk_text *text, const char *file,
                      uint32_t i, struct vm_disk *disk, struct err *err)
 {
@@ -329,10 +358,9 @@ static int take_disk(const struct yamlfile *y, const struct disk_text *text, con
     (void)snprintf(disk->serial, sizeof(disk->serial), "%s", text->serial ? text->serial : "");
     r = take_path(y, disk_key(key, i, "path"), file, text->path, disk->path, err);
     if (r == 0)
-        r = take_choice(y, disk_key(key, i, "read_only"), text->read_only, truth, 0, &read_only,
-                        err);
+        r = take_choice(y, disk_key(key, i, "read_only"), text->read_only, truth, &read_only, err);
     if (r == 0)
-        r = take_choice(y, disk_key(key, i, "cache"), text->cache, caches, 0, &cache, err);
+        r = take_choice(y, disk_key(key, i, "cache"), text->cache, caches, &cache, err);
     if (r < 0)
         return r;
     disk->read_only = read_only;

@@ -18,7 +18,7 @@
 #define DISK_MAX      (UINT64_C(64) << 40)
 #define COPY_RATE_MIN (UINT64_C(64) << 10)
 
-enum { CPUS_MAX = 64 };
+enum { CPUS_MAX = 64, SLOWDOWN_MIN_PERMILLE = 10, SLOWDOWN_MAX_PERMILLE = 900 };
 
 /* Names the field and fails. */
 static int bad(char (*ret_field)[32], const char *field, struct err *err, const char *fmt, ...)
@@ -217,6 +217,13 @@ static int check_protect(const struct vm_protect *p, char (*f)[32], struct err *
         return bad(f, "protect.interval.min", err, "longer than the longest interval");
     if (p->output != VM_OUTPUT_HOLD)
         return bad(f, "protect.output", err, "must be \"hold\"");
+    if (p->engine != VM_ENGINE_DEFAULT && p->engine != VM_ENGINE_REMUS)
+        return bad(f, "protect.engine", err, "must be \"default\" or \"remus\"");
+    if (p->max_slowdown_permille < SLOWDOWN_MIN_PERMILLE ||
+        p->max_slowdown_permille > SLOWDOWN_MAX_PERMILLE)
+        return bad(f, "protect.max_slowdown", err, "not within 1%% to 90%%");
+    if (p->outrun != VM_OUTRUN_THROTTLE && p->outrun != VM_OUTRUN_SOLO)
+        return bad(f, "protect.outrun", err, "must be \"throttle\" or \"solo\"");
     if (p->copy_rate_bytes &&
         (p->copy_rate_bytes < COPY_RATE_MIN || p->copy_rate_bytes > INT64_MAX))
         return bad(f, "protect.copy_rate", err, "less than 64K a second, or too much");

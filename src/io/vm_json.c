@@ -45,6 +45,16 @@ static const char *const cache_names[] = {
     [VM_CACHE_WRITETHROUGH] = "writethrough",
 };
 
+static const char *const engine_names[] = {
+    [VM_ENGINE_DEFAULT] = "default",
+    [VM_ENGINE_REMUS] = "remus",
+};
+
+static const char *const outrun_names[] = {
+    [VM_OUTRUN_THROTTLE] = "throttle",
+    [VM_OUTRUN_SOLO] = "solo",
+};
+
 static json_t *disks_from_spec(const struct vm_spec *s)
 {
     json_t *disks = json_array();
@@ -58,6 +68,16 @@ static json_t *disks_from_spec(const struct vm_spec *s)
                                  disk->read_only, "cache", cache_names[disk->cache]));
     }
     return disks;
+}
+
+static json_t *protect_from_spec(const struct vm_protect *p)
+{
+    return json_pack("{s:s, s:I, s:I, s:s, s:I, s:s, s:I, s:s}", "standby", p->standby,
+                     "interval_min_ns", (json_int_t)p->interval_min_ns, "interval_max_ns",
+                     (json_int_t)p->interval_max_ns, "output", "hold", "copy_rate_bytes",
+                     (json_int_t)p->copy_rate_bytes, "engine", engine_names[p->engine],
+                     "max_slowdown_permille", (json_int_t)p->max_slowdown_permille, "outrun",
+                     outrun_names[p->outrun]);
 }
 
 json_t *vm_json_from_spec(const struct vm_spec *s)
@@ -74,15 +94,12 @@ json_t *vm_json_from_spec(const struct vm_spec *s)
         args = append(args, json_string(s->qemu_args[i]));
 
     return json_pack("{s:s, s:I, s:I, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:o, s:o, s:o,"
-                     " s:{s:s, s:I, s:I, s:s, s:I}}",
+                     " s:o}",
                      "name", s->name, "memory_bytes", (json_int_t)s->memory_bytes, "cpus",
                      (json_int_t)s->cpus, "machine", s->machine, "cpu", s->cpu_model, "accel",
                      s->accel, "kernel", s->kernel, "initrd", s->initrd, "append", s->append,
                      "firmware", s->firmware, "nics", nics, "disks", disks_from_spec(s),
-                     "qemu_args", args, "protect", "standby", s->protect.standby, "interval_min_ns",
-                     (json_int_t)s->protect.interval_min_ns, "interval_max_ns",
-                     (json_int_t)s->protect.interval_max_ns, "output", "hold", "copy_rate_bytes",
-                     (json_int_t)s->protect.copy_rate_bytes);
+                     "qemu_args", args, "protect", protect_from_spec(&s->protect));
 }
 
 static int copy(char *to, size_t n_to, const char *from, const char *key, struct err *err)
@@ -112,6 +129,17 @@ static int read_nics(json_t *list, struct vm_spec *s, struct err *err)
     return 0;
 }
 
+/* The place of a word in a table of them that begins with 1; NULL is the first; 0: there is none
+ * such, which vm_spec_check() will refuse. */
+static unsigned choice(const char *word, const char *const *names, unsigned last)
+{
+    for (unsigned i = 1; word && i <= last; i++) {
+        if (strcmp(word, names[i]) == 0)
+            return i;
+    }
+    return word ? 0 : 1;
+}
+
 static int read_disks(json_t *list, struct vm_spec *s, struct err *err)
 {
     if (json_array_size(list) > VM_DISKS_MAX)
@@ -129,10 +157,7 @@ static int read_disks(json_t *list, struct vm_spec *s, struct err *err)
             return err_set(err, -EPROTO, "disks[%u]: %s", s->n_disks, why.text);
         if (size < 0)
             return err_set(err, -EPROTO, "disks[%u].size_bytes: out of range", s->n_disks);
-        for (unsigned i = VM_CACHE_WRITEBACK; i <= VM_CACHE_WRITETHROUGH; i++) {
-            if (strcmp(cache, cache_names[i]) == 0)
-                disk->cache = i;
-        }
+        disk->cache = choice(cache, cache_names, VM_CACHE_WRITETHROUGH);
         disk->size_bytes = (uint64_t)size;
         disk->read_only = read_only;
         if (copy(disk->path, sizeof(disk->path), path, "path", err) < 0 ||
@@ -160,8 +185,35 @@ static int read_args(json_t *list, struct vm_spec *s, struct err *err)
 /* The texts of a definition, borrowed from the JSON. */
 struct spec_texts {
     const char *name, *machine, *cpu, *accel, *kernel, *initrd, *append, *firmware;
-    const char *standby, *output;
 };
+
+static int read_protect(json_t *json, struct vm_protect *p, struct err *err)
+{
+    json_int_t interval_min, interval_max, copy_rate, slowdown = VM_SLOWDOWN_DEFAULT_PERMILLE;
+    const char *standby, *output, *engine = NULL, *outrun = NULL;
+    json_error_t why;
+
+    if (json_unpack_ex(json, &why, JSON_STRICT, "{s:s, s:I, s:I, s:s, s:I, s?s, s?I, s?s}",
+                       "standby", &standby, "interval_min_ns", &interval_min, "interval_max_ns",
+                       &interval_max, "output", &output, "copy_rate_bytes", &copy_rate, "engine",
+                       &engine, "max_slowdown_permille", &slowdown, "outrun", &outrun) < 0)
+        return err_set(err, -EPROTO, "protect: %s", why.text);
+    if (interval_min < 0 || interval_max < 0 || copy_rate < 0 || slowdown < 0 ||
+        slowdown > UINT32_MAX)
+        return err_set(err, -EPROTO, "protect: a number is out of range");
+    if (strcmp(output, "hold") != 0)
+        return err_set(err, -EPROTO, "protect.output: not \"hold\"");
+    *p = (struct vm_protect){
+        .interval_min_ns = (uint64_t)interval_min,
+        .interval_max_ns = (uint64_t)interval_max,
+        .output = VM_OUTPUT_HOLD,
+        .engine = choice(engine, engine_names, VM_ENGINE_REMUS),
+        .copy_rate_bytes = (uint64_t)copy_rate,
+        .max_slowdown_permille = (uint32_t)slowdown,
+        .outrun = choice(outrun, outrun_names, VM_OUTRUN_SOLO),
+    };
+    return copy(p->standby, sizeof(p->standby), standby, "protect.standby", err);
+}
 
 static int read_texts(const struct spec_texts *t, struct vm_spec *s, struct err *err)
 {
@@ -178,7 +230,6 @@ static int read_texts(const struct spec_texts *t, struct vm_spec *s, struct err 
         {s->initrd, sizeof(s->initrd), t->initrd, "initrd"},
         {s->append, sizeof(s->append), t->append, "append"},
         {s->firmware, sizeof(s->firmware), t->firmware, "firmware"},
-        {s->protect.standby, sizeof(s->protect.standby), t->standby, "protect.standby"},
     };
 
     for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
@@ -187,9 +238,6 @@ static int read_texts(const struct spec_texts *t, struct vm_spec *s, struct err 
         if (r < 0)
             return r;
     }
-    if (strcmp(t->output, "hold") != 0)
-        return err_set(err, -EPROTO, "protect.output: not \"hold\"");
-    s->protect.output = VM_OUTPUT_HOLD;
     return 0;
 }
 
@@ -197,8 +245,8 @@ int vm_json_to_spec(const json_t *json, struct vm_spec *ret_spec, struct err *er
 {
     struct vm_spec s = {0};
     struct spec_texts t;
-    json_t *nics, *disks, *args;
-    json_int_t memory, cpus, interval_min, interval_max, copy_rate;
+    json_t *nics, *disks, *args, *protect;
+    json_int_t memory, cpus;
     json_error_t why;
     char field[32];
     int r;
@@ -208,24 +256,18 @@ int vm_json_to_spec(const json_t *json, struct vm_spec *ret_spec, struct err *er
     /* json_unpack does not change what it reads; its parameter is not const for old callers. */
     if (json_unpack_ex((json_t *)(uintptr_t)json, &why, JSON_STRICT,
                        "{s:s, s:I, s:I, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:o, s:o, s:o,"
-                       " s:{s:s, s:I, s:I, s:s, s:I}}",
+                       " s:o}",
                        "name", &t.name, "memory_bytes", &memory, "cpus", &cpus, "machine",
                        &t.machine, "cpu", &t.cpu, "accel", &t.accel, "kernel", &t.kernel, "initrd",
                        &t.initrd, "append", &t.append, "firmware", &t.firmware, "nics", &nics,
-                       "disks", &disks, "qemu_args", &args, "protect", "standby", &t.standby,
-                       "interval_min_ns", &interval_min, "interval_max_ns", &interval_max, "output",
-                       &t.output, "copy_rate_bytes", &copy_rate) < 0)
+                       "disks", &disks, "qemu_args", &args, "protect", &protect) < 0)
         return err_set(err, -EPROTO, "%s", why.text);
     if (!json_is_array(nics) || !json_is_array(disks) || !json_is_array(args))
         return err_set(err, -EPROTO, "nics, disks and qemu_args must be lists");
-    if (memory < 0 || cpus < 0 || cpus > UINT32_MAX || interval_min < 0 || interval_max < 0 ||
-        copy_rate < 0)
+    if (memory < 0 || cpus < 0 || cpus > UINT32_MAX)
         return err_set(err, -EPROTO, "a number is out of range");
     s.memory_bytes = (uint64_t)memory;
     s.cpus = (uint32_t)cpus;
-    s.protect.interval_min_ns = (uint64_t)interval_min;
-    s.protect.interval_max_ns = (uint64_t)interval_max;
-    s.protect.copy_rate_bytes = (uint64_t)copy_rate;
 
     r = read_texts(&t, &s, err);
     if (r == 0)
@@ -234,6 +276,8 @@ int vm_json_to_spec(const json_t *json, struct vm_spec *ret_spec, struct err *er
         r = read_disks(disks, &s, err);
     if (r == 0)
         r = read_args(args, &s, err);
+    if (r == 0)
+        r = read_protect(protect, &s.protect, err);
     if (r < 0)
         return r;
     if (vm_spec_check(&s, &field, err) < 0) {

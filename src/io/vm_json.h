@@ -9,7 +9,8 @@
 #include "core/vm_spec.h"
 
 /* A VM's definition as JSON: in the record on disk, in `start` on the control socket, and in the
- * offer to a standby. Every key is always there:
+ * offer to a standby. Every key is always there, but for the last
+ * three, which old records lack:
  *
  *   {"name": "web", "memory_bytes": 268435456, "cpus": 1, "machine": "pc-i440fx-7.2",
  *    "cpu": "qemu64", "accel": "tcg", "kernel": "/boot/vmlinuz", "initrd": "", "append": "",
@@ -17,7 +18,8 @@
  *    "disks": [{"path": "/srv/web.img", "size_bytes": 10737418240, "serial": "data1",
  *               "read_only": false, "cache": "writeback"}], "qemu_args": [],
  *    "protect": {"standby": "hostb", "interval_min_ns": 5000000, "interval_max_ns": 500000000,
- *                "output": "hold", "copy_rate_bytes": 0}} */
+ *                "output": "hold", "copy_rate_bytes": 0, "engine": "default",
+ *                "max_slowdown_permille": 250, "outrun": "throttle"}} */
 
 enum { VM_JSON_MAX = 64 * 1024 }; /* bytes; more than the largest definition can need */
 

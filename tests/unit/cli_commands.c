@@ -196,7 +196,15 @@ static void test_recover_backed(void **state)
 
         spec = (struct vm_spec){.memory_bytes = 64 << 20, .cpus = 1, .kernel = "/k"};
         strcpy(spec.name, vms[i]);
-        spec.protect = (struct vm_protect){"hostb", 5000000, 500000000, VM_OUTPUT_HOLD, 0};
+        spec.protect = (struct vm_protect){
+            .standby = "hostb",
+            .interval_min_ns = 5000000,
+            .interval_max_ns = 500000000,
+            .output = VM_OUTPUT_HOLD,
+            .engine = VM_ENGINE_DEFAULT,
+            .max_slowdown_permille = VM_SLOWDOWN_DEFAULT_PERMILLE,
+            .outrun = VM_OUTRUN_THROTTLE,
+        };
         assert_int_equal(record_write_standby(&config, &spec, "hosta", &err), 0);
     }
     assert_run(h, "status", 0, "no VMs on this host\n");

@@ -26,7 +26,13 @@ static int setup(void **state)
                             .memory_bytes = 64 << 20,
                             .cpus = 1,
                             .kernel = "/k",
-                            .protect = {"hostb", 5000000, 500000000, VM_OUTPUT_HOLD, 0}};
+                            .protect = {.standby = "hostb",
+                                        .interval_min_ns = 5000000,
+                                        .interval_max_ns = 500000000,
+                                        .output = VM_OUTPUT_HOLD,
+                                        .engine = VM_ENGINE_DEFAULT,
+                                        .max_slowdown_permille = VM_SLOWDOWN_DEFAULT_PERMILLE,
+                                        .outrun = VM_OUTRUN_THROTTLE}};
     return 0;
 }
 

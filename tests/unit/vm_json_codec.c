@@ -14,7 +14,8 @@ static const char golden[] =
     "\"read_only\":false,\"cache\":\"writeback\"}],"
     "\"qemu_args\":[\"-device\",\"virtio-rng-pci\"],\"protect\":{\"standby\":\"hostb\","
     "\"interval_min_ns\":5000000,\"interval_max_ns\":500000000,\"output\":\"hold\","
-    "\"copy_rate_bytes\":1000000}}";
+    "\"copy_rate_bytes\":1000000,\"engine\":\"remus\",\"max_slowdown_permille\":100,"
+    "\"outrun\":\"solo\"}}";
 
 static struct vm_spec sample(void)
 {
@@ -39,7 +40,10 @@ static struct vm_spec sample(void)
                     .interval_min_ns = 5000000,
                     .interval_max_ns = 500000000,
                     .output = VM_OUTPUT_HOLD,
-                    .copy_rate_bytes = 1000000},
+                    .engine = VM_ENGINE_REMUS,
+                    .copy_rate_bytes = 1000000,
+                    .max_slowdown_permille = 100,
+                    .outrun = VM_OUTRUN_SOLO},
     };
 }
 
@@ -94,6 +98,21 @@ static void test_full(void **state)
     assert_int_equal(vm_json_decode(text, strlen(text), &back, &err), 0);
     assert_memory_equal(&s, &back, sizeof(s));
     free(text);
+}
+
+/* A record of a host that did not know the newest keys yet. */
+static void test_old(void **state)
+{
+    const char *at = strstr(golden, ",\"engine\"");
+    struct vm_spec s;
+    struct err err = {""};
+    char text[2048];
+
+    (void)snprintf(text, sizeof(text), "%.*s}}", (int)(at - golden), golden);
+    assert_int_equal(vm_json_decode(text, strlen(text), &s, &err), 0);
+    assert_int_equal(s.protect.engine, VM_ENGINE_DEFAULT);
+    assert_int_equal(s.protect.max_slowdown_permille, VM_SLOWDOWN_DEFAULT_PERMILLE);
+    assert_int_equal(s.protect.outrun, VM_OUTRUN_THROTTLE);
 }
 
 /* Replaces the first `from` in the golden text by `to`, and gives what decoding says. */
@@ -153,9 +172,19 @@ static void test_refusals(void **state)
                         "disks[0]: Expected true or false, got integer");
     assert_string_equal(twisted("\"read_only\":false,", ""),
                         "disks[0]: Object item not found: read_only");
-    assert_string_equal(twisted("1000000}", "1000}"),
+    assert_string_equal(twisted("1000000,", "1000,"),
                         "protect.copy_rate: less than 64K a second, or too much");
-    assert_string_equal(twisted("1000000}", "-1}"), "a number is out of range");
+    assert_string_equal(twisted("1000000,", "-1,"), "protect: a number is out of range");
+    assert_string_equal(twisted("\"remus\"", "\"colo\""),
+                        "protect.engine: must be \"default\" or \"remus\"");
+    assert_string_equal(twisted("\"solo\"", "\"\""),
+                        "protect.outrun: must be \"throttle\" or \"solo\"");
+    assert_string_equal(twisted(":100,", ":9,"), "protect.max_slowdown: not within 1% to 90%");
+    assert_string_equal(twisted(":100,", ":901,"), "protect.max_slowdown: not within 1% to 90%");
+    assert_string_equal(twisted(":100,", ":-1,"), "protect: a number is out of range");
+    assert_string_equal(twisted(":100,", ":4294967396,"), "protect: a number is out of range");
+    assert_string_equal(twisted("\"outrun\"", "\"outran\""),
+                        "protect: 1 object item(s) left unpacked: outran");
     assert_string_equal(twisted("\"-device\"", "7"), "qemu_args[0]: not a string");
     assert_string_equal(twisted("[\"-device\",\"virtio-rng-pci\"]", "{}"),
                         "nics, disks and qemu_args must be lists");
@@ -191,8 +220,8 @@ static void test_mac(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_golden),   cmocka_unit_test(test_back), cmocka_unit_test(test_full),
-        cmocka_unit_test(test_refusals), cmocka_unit_test(test_mac),
+        cmocka_unit_test(test_golden), cmocka_unit_test(test_back),     cmocka_unit_test(test_full),
+        cmocka_unit_test(test_old),    cmocka_unit_test(test_refusals), cmocka_unit_test(test_mac),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -36,6 +36,9 @@ static void test_defaults(void **state)
     assert_int_equal(s.protect.interval_min_ns, 5000000);
     assert_int_equal(s.protect.interval_max_ns, 500000000);
     assert_int_equal(s.protect.output, VM_OUTPUT_HOLD);
+    assert_int_equal(s.protect.engine, VM_ENGINE_DEFAULT);
+    assert_int_equal(s.protect.max_slowdown_permille, 250);
+    assert_int_equal(s.protect.outrun, VM_OUTRUN_THROTTLE);
 }
 
 static void test_everything(void **state)
@@ -68,7 +71,10 @@ static void test_everything(void **state)
                            "  standby: hostb\n"
                            "  copy_rate: 100M\n"
                            "  interval: {min: 2500us, max: 1s}\n"
-                           "  output: hold\n",
+                           "  output: hold\n"
+                           "  engine: remus\n"
+                           "  max_slowdown: 10%\n"
+                           "  outrun: solo\n",
                            &s, &err),
                      0);
     assert_int_equal(s.memory_bytes, UINT64_C(2) << 30);
@@ -83,6 +89,9 @@ static void test_everything(void **state)
     assert_string_equal(s.qemu_args[1], "virtio-rng-pci");
     assert_string_equal(s.protect.standby, "hostb");
     assert_int_equal(s.protect.interval_min_ns, 2500000);
+    assert_int_equal(s.protect.engine, VM_ENGINE_REMUS);
+    assert_int_equal(s.protect.max_slowdown_permille, 100);
+    assert_int_equal(s.protect.outrun, VM_OUTRUN_SOLO);
     assert_int_equal(s.protect.interval_max_ns, 1000000000);
     assert_int_equal(s.n_disks, 2);
     assert_string_equal(s.disks[0].path, "/etc/web.img");
@@ -162,6 +171,16 @@ static const struct {
      "100M"},
     {HEAD "protect:\n  standby: hostb\n  copy_rate: 1K\n",
      "/etc/web.yaml:6: protect.copy_rate: less than 64K a second, or too much"},
+    {HEAD "protect:\n  standby: hostb\n  engine: colo\n",
+     "/etc/web.yaml:6: protect.engine: \"colo\" is neither default nor remus"},
+    {HEAD "protect:\n  standby: hostb\n  outrun: never\n",
+     "/etc/web.yaml:6: protect.outrun: \"never\" is neither throttle nor solo"},
+    {HEAD "protect:\n  standby: hostb\n  max_slowdown: 0.1\n",
+     "/etc/web.yaml:6: protect.max_slowdown: \"0.1\" is not a share such as 25%"},
+    {HEAD "protect:\n  standby: hostb\n  max_slowdown: 95%\n",
+     "/etc/web.yaml:6: protect.max_slowdown: not within 1% to 90%"},
+    {HEAD "protect:\n  standby: hostb\n  max_slowdown: 4294967297%\n",
+     "/etc/web.yaml:6: protect.max_slowdown: \"4294967297%\" is not a share such as 25%"},
     {HEAD "\nmemroy: 1G\n", "/etc/web.yaml:5: unknown key \"memroy\""},
     {HEAD "nics:\n- macc: x\n  bridge: br0\n", "/etc/web.yaml:5: nics[0]: unknown key \"macc\""},
     {HEAD "nics:\n- bridge: br0\n- mac: 52:54:00:00:00:01\n",
