@@ -41,26 +41,6 @@ static void copy_run(struct guard *g, struct stage_chunk *chunk, struct page_run
         chunk->number[chunk->n_pages++] = run.first + i;
 }
 
-/* The next piece of the carry that fits into `room` pages. False: the carry is done. */
-static bool carry_next(struct capture *c, uint64_t room, struct page_run *ret_run)
-{
-    const struct page_run *run;
-
-    if (c->carry_run == c->carry.n)
-        return false;
-    run = &c->carry.runs[c->carry_run];
-    ret_run->first = run->first + c->carry_page;
-    ret_run->count = run->count - c->carry_page;
-    if (ret_run->count > room) {
-        ret_run->count = room;
-        c->carry_page += room;
-    } else {
-        c->carry_run++;
-        c->carry_page = 0;
-    }
-    return true;
-}
-
 /* Pages were marked clean that are neither on their way nor remembered: this epoch must never be
  * completed, and this session never resumed. */
 static void torn(struct guard *g, const char *why)
@@ -70,43 +50,35 @@ static void torn(struct guard *g, const char *why)
     link_broken(g, why);
 }
 
-/* The next dirty pages, no more than `room`. False: they cannot be read. */
-static bool dirty_next(struct guard *g, uint64_t room, struct page_run *runs, size_t *ret_n)
+/* Makes the list of the epoch's pages: the carry and the dirty ones. */
+static void take(struct guard *g)
 {
     struct capture *c = &g->capture;
-    int r = g->body->ops->dirty_take(g->body->vm, c->next_page, runs, RUNS_PER_TAKE, room, ret_n,
-                                     &c->next_page);
+    struct run_list empty = c->current;
+    int r;
 
+    c->current = c->carry;
+    c->carry = empty;
+    c->carry.n = 0;
+    c->next = (struct run_cursor){0};
+    r = g->body->ops->dirty_take(g->body->vm, &c->current);
     if (r == -ESRCH) /* its end, reported soon, is for a standby to hear: the link must live */
         c->torn = true;
     else if (r < 0)
         torn(g, "the dirty pages cannot be read");
-    return r >= 0;
 }
 
-/* Fills one chunk from the carry and the dirty pages. False when everything is copied. */
+/* Fills one chunk from the list. False when everything is copied. */
 static bool fill_chunk(struct guard *g, struct stage_chunk *chunk)
 {
     struct capture *c = &g->capture;
-    struct page_run runs[RUNS_PER_TAKE];
-    size_t n, i;
+    struct page_run run;
 
     while (chunk->n_pages < STAGE_CHUNK_PAGES) {
-        uint64_t room = STAGE_CHUNK_PAGES - chunk->n_pages;
-
-        if (carry_next(c, room, &runs[0])) {
-            n = 1;
-        } else if (c->next_page >= g->body->n_pages) {
+        if (!run_list_next(&c->current, &c->next, STAGE_CHUNK_PAGES - chunk->n_pages, &run))
             return false;
-        } else if (!dirty_next(g, room, runs, &n)) {
-            return false;
-        }
-        for (i = 0; i < n; i++) {
-            copy_run(g, chunk, runs[i]);
-            c->n_pages += runs[i].count;
-            if (run_list_add(&c->current, runs[i]) < 0)
-                torn(g, "out of memory for the list of dirty pages");
-        }
+        copy_run(g, chunk, run);
+        c->n_pages += run.count;
     }
     return true;
 }
@@ -223,21 +195,18 @@ static void remember(struct guard *g)
 {
     struct capture *c = &g->capture;
     struct in_flight *slot = &c->ring[c->n_in_flight];
-    struct run_list list;
+    struct run_list list = slot->runs;
 
-    c->carry.n = 0; /* copied with the rest */
     if (c->fate == EPOCH_FORGOTTEN)
         return;
     if (c->fate == EPOCH_REBASED) {
-        list = c->carry;
-        c->carry = c->current;
-    } else {
-        list = slot->runs;
-        slot->epoch = c->epoch;
-        slot->runs = c->current;
-        c->n_in_flight++;
+        if (run_list_append(&c->carry, &c->current) < 0)
+            torn(g, "out of memory for the list of dirty pages");
+        return;
     }
-    list.n = 0;
+    slot->epoch = c->epoch;
+    slot->runs = c->current;
+    c->n_in_flight++;
     c->current = list;
 }
 
@@ -277,11 +246,11 @@ static void open_epoch(struct guard *g, const struct hyp_state *state)
     c->torn = false;
     c->fate = EPOCH_IN_FLIGHT;
     c->epoch = primary_cut(&g->core, &c->term);
-    c->next_page = c->carry_run = c->carry_page = c->n_pages = 0;
-    c->current.n = 0;
+    c->n_pages = 0;
     c->state = *state; /* its bytes stay until the next checkpoint */
     if (sender_begin(g->sender, c->epoch, c->term, resync_cut(g, c->epoch, c->term)) < 0)
         torn(g, "the sender does not take the epoch");
+    take(g);
     copy(g);
 }
 

@@ -474,6 +474,7 @@ void guard_free(struct guard *g)
     if (g->sender)
         link_drop(g, 0);
     sd_event_source_disable_unref(g->seed.source);
+    run_list_free(&g->seed.dirty);
     sd_event_source_disable_unref(g->finish);
     sd_event_source_disable_unref(g->post);
     sd_event_source_disable_unref(g->timer);

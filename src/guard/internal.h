@@ -10,7 +10,6 @@
 #include "guard/guard.h"
 #include "guard/output.h"
 #include "guard/resync.h"
-#include "guard/run_list.h"
 #include "guard/sender.h"
 #include "guard/stats.h"
 #include "io/arbiter_client.h"
@@ -18,6 +17,7 @@
 #include "io/clock.h"
 #include "io/control.h"
 #include "io/dial.h"
+#include "hyp/run_list.h"
 #include "io/stage.h"
 
 enum {
@@ -26,7 +26,6 @@ enum {
     SEEDS_IN_FLIGHT = 4,  /* seeding epochs sent and not acknowledged */
     STOP_MS = 50,         /* a VM that was told to stop normally has by then */
     DIRTY_LIMIT_PAGES = 8192,
-    RUNS_PER_TAKE = 512,
     CHECKPOINT_FAILURES_MAX = 3, /* in a row, then the VM goes solo */
 };
 
@@ -73,9 +72,7 @@ struct capture {
     struct run_list current; /* the pages of the epoch that is being copied */
     bool epoch_open;         /* RESUMING: an epoch was cut, to be closed when the VM runs */
     uint64_t epoch, term;
-    uint64_t next_page; /* COPYING: where dirty_take goes on */
-    size_t carry_run;   /* COPYING: next run of carry to copy */
-    uint64_t carry_page;
+    struct run_cursor next;               /* COPYING: where in `current` the copy goes on */
     uint64_t n_pages;                     /* copied into this epoch */
     struct run_list carry;                /* pages of epochs that were lost with the link */
     struct in_flight ring[IN_FLIGHT_MAX]; /* oldest first */
@@ -91,9 +88,12 @@ struct capture {
 
 struct seed {
     bool active;
-    unsigned round; /* 0: all pages; later ones: what was written meanwhile */
-    uint64_t next_page;
-    uint64_t extent_end; /* round 0: end of the present extent of the RAM file, in pages */
+    unsigned round;         /* 0: all pages; later ones: what was written meanwhile */
+    uint64_t next_page;     /* round 0 */
+    uint64_t extent_end;    /* round 0: end of the present extent of the RAM file, in pages */
+    struct run_list dirty;  /* later rounds: what to send */
+    struct run_cursor next; /* ... and how far that is done */
+    bool round_done;        /* all is copied, but not yet acknowledged */
     bool epoch_open;
     uint64_t epoch_pages;
     uint64_t last_epoch;

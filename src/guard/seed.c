@@ -33,18 +33,9 @@ bool seed_may_cut(const struct guard *g)
 static bool next_run(struct guard *g, uint64_t room, struct page_run *ret_run)
 {
     struct seed *s = &g->seed;
-    size_t n = 0;
 
-    if (s->round > 0) {
-        while (!n && s->next_page < g->body->n_pages) {
-            if (g->body->ops->dirty_take(g->body->vm, s->next_page, ret_run, 1, room, &n,
-                                         &s->next_page) < 0) {
-                link_broken(g, "the dirty pages cannot be read");
-                return false;
-            }
-        }
-        return n > 0;
-    }
+    if (s->round > 0)
+        return run_list_next(&s->dirty, &s->next, room, ret_run);
     if (s->next_page >= s->extent_end) {
         off_t data = lseek(g->body->ram_fd, (off_t)(s->next_page * VM_PAGE_BYTES), SEEK_DATA);
         off_t hole = data < 0 ? -1 : lseek(g->body->ram_fd, data, SEEK_HOLE);
@@ -87,6 +78,18 @@ static void end_epoch(struct guard *g)
     g->seed.epoch_open = false;
 }
 
+/* Takes what is dirty, to be sent next. */
+static bool begin_round(struct guard *g)
+{
+    struct seed *s = &g->seed;
+
+    s->dirty.n = 0;
+    s->next = (struct run_cursor){0};
+    s->round_done = false;
+    s->round++;
+    return g->body->ops->dirty_take(g->body->vm, &s->dirty) >= 0;
+}
+
 /* All of the last round is acknowledged: another round, or done. */
 static void end_round(struct guard *g)
 {
@@ -99,8 +102,8 @@ static void end_round(struct guard *g)
     }
     if (dirty > LITTLE_PAGES && s->round < ROUNDS_MAX) {
         fault_point("guard.seed-round");
-        s->round++;
-        s->next_page = 0;
+        if (!begin_round(g))
+            link_broken(g, "the dirty pages cannot be read");
         return;
     }
     s->done_pages = s->total_pages;
@@ -143,7 +146,7 @@ static bool step(struct guard *g)
 
     if (!resync_step(g))
         return false;
-    if (s->next_page >= g->body->n_pages) {
+    if (s->round_done) {
         end_epoch(g);
         if (g->core.committed < s->last_epoch)
             return false;
@@ -156,11 +159,10 @@ static bool step(struct guard *g)
 
         if (!chunk)
             return false;
-        if (!fill(g, chunk))
-            s->next_page = g->body->n_pages;
+        s->round_done = !fill(g, chunk);
         s->epoch_pages += chunk->n_pages;
         sender_chunk(g->sender, chunk);
-        if (s->epoch_pages >= EPOCH_PAGES || s->next_page >= g->body->n_pages) {
+        if (s->epoch_pages >= EPOCH_PAGES || s->round_done) {
             end_epoch(g);
             return true;
         }
@@ -186,14 +188,9 @@ void seed_continue(struct guard *g)
 /* Forgets what is dirty: round 0 sends everything anyway. */
 static int forget_dirty(struct guard *g)
 {
-    struct page_run runs[RUNS_PER_TAKE];
-    uint64_t next = 0;
-    size_t n;
-    int r = 0;
+    int r = g->body->ops->dirty_take(g->body->vm, &g->seed.dirty);
 
-    while (r >= 0 && next < g->body->n_pages)
-        r = g->body->ops->dirty_take(g->body->vm, next, runs, RUNS_PER_TAKE, g->body->n_pages, &n,
-                                     &next);
+    g->seed.dirty.n = 0;
     return r;
 }
 
@@ -221,6 +218,7 @@ void seed_begin(struct guard *g)
     s->active = true;
     fault_point("guard.seed-begin");
     s->round = 0;
+    s->round_done = false;
     s->next_page = s->extent_end = s->done_pages = 0;
     s->epoch_open = false;
     s->last_epoch = g->core.committed;

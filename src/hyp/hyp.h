@@ -10,6 +10,7 @@
 
 #include "base/err.h"
 #include "core/vm_spec.h"
+#include "hyp/run_list.h"
 
 /* The table of operations behind which hypervisors sit. Nothing above it knows QEMU.
  *
@@ -27,12 +28,6 @@
  * After on_exit no other callback comes. */
 
 struct hyp_vm;
-
-/* A run of guest pages. */
-struct page_run {
-    uint64_t first; /* page number */
-    uint64_t count; /* pages, at least 1 */
-};
 
 /* CPU and device state of a stopped VM. `format` says who can read it: for QEMU
  * "qemu:" + machine type. A neutral form will have a tag of its own. */
@@ -136,14 +131,14 @@ struct hyp_ops {
      * stays stopped until resume(). One at a time: -EBUSY otherwise. */
     int (*checkpoint)(struct hyp_vm *vm, struct err *err) US_MUST_CHECK;
 
-    /* Takes dirty pages, in ascending order from page `from` on: stores at most n_runs runs that
-     * hold at most max_pages pages, and marks exactly those clean again. *ret_next is where to go
-     * on: the page after the last one looked at, or the number of pages of the VM when all were.
-     * Does not block. Used on a stopped VM it gives the exact dirty set. -EINVAL: bad arguments;
-     * any other error (-ESRCH: the VM is gone) may have lost pages: nothing taken since the last
-     * complete round makes a checkpoint. */
-    int (*dirty_take)(struct hyp_vm *vm, uint64_t from, struct page_run *runs, size_t n_runs,
-                      uint64_t max_pages, size_t *ret_n_runs, uint64_t *ret_next) US_MUST_CHECK;
+    /* Takes all dirty pages: appends them to `list` in ascending order and marks exactly those
+     * clean. On a stopped VM this is the exact dirty set. On a running one, a page that is written
+     * after it was taken is dirty again: so whoever copies the pages after the call has each of
+     * them right, or will find it in the next take. Does not block; its cost follows the memory's
+     * size. Returns 0, or -errno (-ESRCH: the VM is gone; -ENOMEM), and then pages may be lost:
+     * they may be marked clean and not be in the list. Nothing taken since the last checkpoint
+     * makes another one: track() has to begin anew, with a full copy. */
+    int (*dirty_take)(struct hyp_vm *vm, struct run_list *list) US_MUST_CHECK;
 
     /* Counts dirty pages without marking them clean, giving up above `limit`: *ret_pages is then
      * limit + 1. Does not block. */

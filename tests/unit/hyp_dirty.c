@@ -28,7 +28,6 @@
 
 enum {
     PAGES = 4096,
-    RUNS_MAX = 1500,
     SIGNALS = 200, /* fits an exit status */
     STRANGER = 64110,
 };
@@ -59,29 +58,25 @@ static void ram_free(struct ram *ram)
     close(ram->fd);
 }
 
-/* Takes all dirty pages in steps of n_runs and max_pages; page i's flag says whether it was. */
-static uint64_t take(struct dirty *d, size_t n_runs, uint64_t max_pages, bool *flags)
+/* Takes all dirty pages; page i's flag says whether it was. */
+static uint64_t take(struct dirty *d, bool *flags)
 {
-    struct page_run runs[RUNS_MAX];
-    uint64_t next = 0, total = 0;
+    struct run_list list = {0};
+    uint64_t total = 0, seen = 0;
 
     memset(flags, 0, PAGES);
-    while (next < PAGES) {
-        uint64_t from = next, pages = 0, seen = from;
-        size_t n;
+    assert_int_equal(dirty_take(d, &list), 0);
+    for (size_t i = 0; i < list.n; i++) {
+        const struct page_run *run = &list.runs[i];
 
-        assert_int_equal(dirty_take(d, from, runs, n_runs, max_pages, &n, &next), 0);
-        assert_true(next > from && next <= PAGES && n <= n_runs);
-        for (size_t i = 0; i < n; i++) {
-            assert_true(runs[i].count >= 1 && runs[i].first >= seen);
-            seen = runs[i].first + runs[i].count;
-            pages += runs[i].count;
-            for (uint64_t page = runs[i].first; page < seen; page++)
-                flags[page] = true;
-        }
-        assert_true(pages <= max_pages && seen <= next);
-        total += pages;
+        assert_true(run->count >= 1 && run->first >= seen);
+        seen = run->first + run->count;
+        assert_true(seen <= PAGES);
+        for (uint64_t page = run->first; page < seen; page++)
+            flags[page] = true;
+        total += run->count;
     }
+    run_list_free(&list);
     return total;
 }
 
@@ -104,11 +99,6 @@ static struct dirty track_self(const struct ram *ram)
 
 static void reports_exactly_what_was_written(void **state)
 {
-    static const struct {
-        size_t n_runs;
-        uint64_t max_pages;
-    } limits[] = {{64, 10000}, {1, 10000},        {64, 1},         {3, 7},         {2, 600},
-                  {64, 512},   {RUNS_MAX, 10000}, {RUNS_MAX, 900}, {RUNS_MAX, 513}};
     struct ram ram = ram_new();
     struct dirty d = track_self(&ram);
     bool wrote[PAGES], flags[PAGES];
@@ -116,7 +106,7 @@ static void reports_exactly_what_was_written(void **state)
 
     (void)state;
     srand(1);
-    assert_int_equal(take(&d, 64, 10000, flags), 0);
+    assert_int_equal(take(&d, flags), 0);
     for (size_t round = 0; round < 60; round++) {
         int density = (int)(round % 5) * 25; /* percent */
         uint64_t n = 0;
@@ -131,11 +121,9 @@ static void reports_exactly_what_was_written(void **state)
         assert_int_equal(count, n);
         assert_int_equal(dirty_count(&d, 10, &count), 0);
         assert_int_equal(count, n > 10 ? 11 : n);
-        assert_int_equal(take(&d, limits[round % N_OF(limits)].n_runs,
-                              limits[round % N_OF(limits)].max_pages, flags),
-                         n);
+        assert_int_equal(take(&d, flags), n);
         assert_memory_equal(flags, wrote, sizeof(flags));
-        assert_int_equal(take(&d, 64, 10000, flags), 0);
+        assert_int_equal(take(&d, flags), 0);
     }
     dirty_done(&d);
     ram_free(&ram);
@@ -150,16 +138,16 @@ static void sees_writes_of_the_kernel(void **state)
 
     (void)state;
     assert_int_equal(read(fd, ram.bytes + 5 * VM_PAGE_BYTES - 1, 2), 2);
-    assert_int_equal(take(&d, 64, 10000, flags), 2);
+    assert_int_equal(take(&d, flags), 2);
     assert_true(flags[4] && flags[5]);
     /* A hole punched into the file is not seen, which is why balloons are refused. */
     assert_int_equal(fallocate(ram.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                                4 * VM_PAGE_BYTES, VM_PAGE_BYTES),
                      0);
-    assert_int_equal(take(&d, 64, 10000, flags), 0);
+    assert_int_equal(take(&d, flags), 0);
     /* Giving memory back to the kernel without changing the file is no write. */
     assert_int_equal(madvise(ram.bytes, RAM_BYTES, MADV_DONTNEED), 0);
-    assert_int_equal(take(&d, 64, 10000, flags), 0);
+    assert_int_equal(take(&d, flags), 0);
     close(fd);
     dirty_done(&d);
     ram_free(&ram);
@@ -168,22 +156,17 @@ static void sees_writes_of_the_kernel(void **state)
 static void refuses_nonsense(void **state)
 {
     struct ram ram = ram_new();
-    struct page_run run;
+    struct run_list list = {0};
+    uint64_t count, base;
     struct dirty d;
     struct err err;
-    uint64_t next, base;
-    size_t n;
     void *twice;
 
     (void)state;
     dirty_init(&d);
-    assert_int_equal(dirty_take(&d, 0, &run, 1, 1, &n, &next), -ENOTCONN);
-    assert_int_equal(dirty_count(&d, 1, &next), -ENOTCONN);
+    assert_int_equal(dirty_take(&d, &list), -ENOTCONN);
+    assert_int_equal(dirty_count(&d, 1, &count), -ENOTCONN);
     d = track_self(&ram);
-    assert_int_equal(dirty_take(&d, PAGES + 1, &run, 1, 1, &n, &next), -EINVAL);
-    assert_int_equal(dirty_take(&d, 0, &run, 0, 1, &n, &next), -EINVAL);
-    assert_int_equal(dirty_take(&d, PAGES, &run, 1, 1, &n, &next), 0);
-    assert_int_equal(n, 0);
     dirty_done(&d);
     dirty_done(&d);
     assert_int_equal(dirty_find_mapping(getpid(), ram.path, 2 * RAM_BYTES, &base, &err), -ENOTSUP);
@@ -207,7 +190,7 @@ static void finds_a_mapping_in_pieces(void **state)
     assert_int_equal(madvise(ram.bytes + 16 * VM_PAGE_BYTES, 16 * VM_PAGE_BYTES, MADV_DONTDUMP), 0);
     d = track_self(&ram);
     ram.bytes[15 * VM_PAGE_BYTES] = ram.bytes[16 * VM_PAGE_BYTES] = 1;
-    assert_int_equal(take(&d, 64, 10000, flags), 2);
+    assert_int_equal(take(&d, flags), 2);
     assert_true(flags[15] && flags[16]);
     dirty_done(&d);
     ram_free(&ram);
@@ -399,9 +382,9 @@ static void tracks_another_process(void **state)
             struct dirty d = track_child(&ram, &c);
 
             assert_int_equal(count_fds(c.pid), fds);
-            assert_int_equal(take(&d, 64, 10000, flags), 0);
+            assert_int_equal(take(&d, flags), 0);
             child_order(&c, 'w');
-            assert_int_equal(take(&d, 64, 10000, flags), (PAGES + 99) / 100);
+            assert_int_equal(take(&d, flags), (PAGES + 99) / 100);
             for (size_t i = 0; i < PAGES; i++)
                 assert_int_equal(flags[i], i % 100 == 0);
             dirty_done(&d);
@@ -477,19 +460,18 @@ static void a_dead_process_is_not_clean(void **state)
     struct ram ram = ram_new();
     struct child c = child_new(&ram, WAITS);
     struct dirty d = track_child(&ram, &c);
-    struct page_run run;
+    struct run_list list = {0};
     struct err err;
-    uint64_t next;
+    uint64_t count;
     siginfo_t info;
-    size_t n;
     int uffd;
 
     (void)state;
     child_order(&c, 'w');
     assert_int_equal(kill(c.pid, SIGKILL), 0);
     assert_int_equal(waitid(P_PID, (id_t)c.pid, &info, WEXITED | WNOWAIT), 0);
-    assert_int_equal(dirty_take(&d, 0, &run, 1, PAGES, &n, &next), -ESRCH);
-    assert_int_equal(dirty_count(&d, PAGES, &next), -ESRCH);
+    assert_int_equal(dirty_take(&d, &list), -ESRCH);
+    assert_int_equal(dirty_count(&d, PAGES, &count), -ESRCH);
     assert_true(uffd_inject(c.pid, c.pidfd, &uffd, &err) < 0);
     dirty_done(&d);
     (void)child_end(&c);

@@ -104,17 +104,14 @@ static void resume(void)
 /* Copies the dirty pages of the stopped VM. */
 static void take(uint8_t *to)
 {
-    struct page_run runs[64];
-    uint64_t next = 0;
-    size_t n;
+    static struct run_list list;
 
-    while (next < body->n_pages) {
-        if (hyp_qemu.dirty_take(vm.hyp, next, runs, 64, 8192, &n, &next) < 0)
-            bail_out("dirty_take");
-        for (size_t i = 0; i < n; i++)
-            memcpy(to + runs[i].first * VM_PAGE_BYTES, body->ram + runs[i].first * VM_PAGE_BYTES,
-                   runs[i].count * VM_PAGE_BYTES);
-    }
+    list.n = 0;
+    if (hyp_qemu.dirty_take(vm.hyp, &list) < 0)
+        bail_out("dirty_take");
+    for (size_t i = 0; i < list.n; i++)
+        memcpy(to + list.runs[i].first * VM_PAGE_BYTES,
+               body->ram + list.runs[i].first * VM_PAGE_BYTES, list.runs[i].count * VM_PAGE_BYTES);
 }
 
 static uint32_t counter(void)

@@ -133,26 +133,20 @@ static void fill_spec(struct vm_spec *spec)
 }
 
 /* Copies the dirty pages of the stopped VM. Returns their number. */
-static uint64_t take_and_copy(struct vm *from, struct vm *to, uint64_t n_pages,
-                              uint64_t *ret_scan_ns)
+static uint64_t take_and_copy(struct vm *from, struct vm *to, uint64_t *ret_scan_ns)
 {
-    struct page_run runs[256];
-    uint64_t next = 0, pages = 0, scan_ns = 0;
-    size_t n;
+    static struct run_list list;
+    uint64_t start = clock_now_ns(), pages = 0;
 
-    while (next < n_pages) {
-        uint64_t start = clock_now_ns();
-
-        if (hyp_qemu.dirty_take(from->hyp, next, runs, 256, 8192, &n, &next) < 0)
-            bail_out("dirty_take");
-        scan_ns += clock_now_ns() - start;
-        for (size_t i = 0; i < n; i++) {
-            memcpy(to->ram + runs[i].first * VM_PAGE_BYTES,
-                   from->ram + runs[i].first * VM_PAGE_BYTES, runs[i].count * VM_PAGE_BYTES);
-            pages += runs[i].count;
-        }
+    list.n = 0;
+    if (hyp_qemu.dirty_take(from->hyp, &list) < 0)
+        bail_out("dirty_take");
+    *ret_scan_ns = clock_now_ns() - start;
+    for (size_t i = 0; i < list.n; i++) {
+        memcpy(to->ram + list.runs[i].first * VM_PAGE_BYTES,
+               from->ram + list.runs[i].first * VM_PAGE_BYTES, list.runs[i].count * VM_PAGE_BYTES);
+        pages += list.runs[i].count;
     }
-    *ret_scan_ns = scan_ns;
     return pages;
 }
 
@@ -191,7 +185,7 @@ static uint64_t epoch(struct vm *vm, struct vm *to, uint64_t n_bytes, bool full,
 
     order(hyp_qemu.checkpoint(vm->hyp, &err), "checkpoint", &err);
     await(vm, CHECKPOINT, "checkpoint");
-    pages = take_and_copy(vm, to, n_bytes / VM_PAGE_BYTES, &scan_ns);
+    pages = take_and_copy(vm, to, &scan_ns);
     copied = clock_now_ns();
     if (full)
         memcpy(to->ram, vm->ram, n_bytes);
@@ -279,7 +273,7 @@ static void last_checkpoint(struct vm *vm, struct vm *to, uint64_t n_bytes)
     check(hyp_qemu.checkpoint(vm->hyp, &err) == -EBUSY, "a second checkpoint is refused: %s",
           err.text);
     await(vm, CHECKPOINT, "checkpoint");
-    (void)take_and_copy(vm, to, n_bytes / VM_PAGE_BYTES, &scan_ns);
+    (void)take_and_copy(vm, to, &scan_ns);
     check(memcmp(to->ram, vm->ram, n_bytes) == 0, "the last copy is the original");
 }
 
@@ -335,7 +329,7 @@ static void run(const struct vm_spec *spec)
     order(hyp_qemu.checkpoint(copy.hyp, &err), "checkpoint", &err);
     await(&copy, CHECKPOINT, "checkpoint of the restored VM");
     memset(original.ram, 0, n_bytes);
-    pages = take_and_copy(&copy, &original, n_bytes / VM_PAGE_BYTES, &scan_ns);
+    pages = take_and_copy(&copy, &original, &scan_ns);
     printf("# %" PRIu64 " pages dirtied by the restored VM\n", pages);
     if (ours) {
         uint32_t after = check_pattern(copy.ram, "restored VM");

@@ -212,31 +212,28 @@ int dirty_start(struct dirty *d, pid_t pid, int uffd, uint64_t base, uint64_t n_
     return 0;
 }
 
-int dirty_take(struct dirty *d, uint64_t from, struct page_run *runs, size_t n_runs,
-               uint64_t max_pages, size_t *ret_n_runs, uint64_t *ret_next)
+int dirty_take(struct dirty *d, struct run_list *list)
 {
     struct page_region regions[REGIONS_PER_SCAN];
-    uint64_t next = from, pages = 0;
-    size_t n = 0;
+    uint64_t next = 0;
 
     if (d->uffd < 0)
         return -ENOTCONN;
-    if (from > d->n_pages || n_runs == 0 || max_pages == 0)
-        return -EINVAL;
-    while (next < d->n_pages && n < n_runs && pages < max_pages) {
-        size_t room = n_runs - n < REGIONS_PER_SCAN ? n_runs - n : REGIONS_PER_SCAN;
-        int r = scan(d, next, PM_SCAN_WP_MATCHING, regions, room, max_pages - pages, &next);
+    while (next < d->n_pages) {
+        int r = scan(d, next, PM_SCAN_WP_MATCHING, regions, REGIONS_PER_SCAN, 0, &next);
 
         if (r < 0)
             return r;
         for (int i = 0; i < r; i++) {
-            runs[n].first = (regions[i].start - d->base) / VM_PAGE_BYTES;
-            runs[n].count = (regions[i].end - regions[i].start) / VM_PAGE_BYTES;
-            pages += runs[n++].count;
+            struct page_run run = {
+                .first = (regions[i].start - d->base) / VM_PAGE_BYTES,
+                .count = (regions[i].end - regions[i].start) / VM_PAGE_BYTES,
+            };
+
+            if (run_list_add(list, run) < 0)
+                return -ENOMEM;
         }
     }
-    *ret_n_runs = n;
-    *ret_next = next;
     return 0;
 }
 

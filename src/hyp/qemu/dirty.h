@@ -50,10 +50,8 @@ int dirty_find_mapping(pid_t pid, const char *path, uint64_t n_bytes, uint64_t *
 int dirty_start(struct dirty *d, pid_t pid, int uffd, uint64_t base, uint64_t n_bytes,
                 struct err *err) US_MUST_CHECK;
 
-/* As hyp_ops.dirty_take and hyp_ops.dirty_count. After an error other than -EINVAL and -ENOTCONN
- * marks may be lost: tracking has to begin anew, with a full copy. */
-int dirty_take(struct dirty *d, uint64_t from, struct page_run *runs, size_t n_runs,
-               uint64_t max_pages, size_t *ret_n_runs, uint64_t *ret_next) US_MUST_CHECK;
+/* As hyp_ops.dirty_take and hyp_ops.dirty_count; -ENOTCONN: not tracking. */
+int dirty_take(struct dirty *d, struct run_list *list) US_MUST_CHECK;
 int dirty_count(struct dirty *d, uint64_t limit, uint64_t *ret_pages) US_MUST_CHECK;
 
 /* Ends tracking: the process runs at full speed again. Does nothing on an empty tracker. */

@@ -321,10 +321,9 @@ static int op_track(struct hyp_vm *vm, struct err *err)
     return r;
 }
 
-static int op_dirty_take(struct hyp_vm *vm, uint64_t from, struct page_run *runs, size_t n_runs,
-                         uint64_t max_pages, size_t *ret_n_runs, uint64_t *ret_next)
+static int op_dirty_take(struct hyp_vm *vm, struct run_list *list)
 {
-    return dirty_take(&vm->dirty, from, runs, n_runs, max_pages, ret_n_runs, ret_next);
+    return dirty_take(&vm->dirty, list);
 }
 
 static int op_dirty_count(struct hyp_vm *vm, uint64_t limit, uint64_t *ret_pages)

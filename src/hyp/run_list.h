@@ -1,19 +1,32 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#ifndef US_GUARD_RUN_LIST_H
-#define US_GUARD_RUN_LIST_H
+#ifndef US_HYP_RUN_LIST_H
+#define US_HYP_RUN_LIST_H
 
 #include <errno.h>
+#include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/fault.h"
-#include "hyp/hyp.h"
+
+/* A run of guest pages. */
+struct page_run {
+    uint64_t first; /* page number */
+    uint64_t count; /* pages, at least 1 */
+};
 
 /* A growing list of page runs, reused from epoch to epoch. Zero-initialise. */
 struct run_list {
     struct page_run *runs;
     size_t n, capacity;
+};
+
+/* A position in a list. Zero: its beginning. */
+struct run_cursor {
+    size_t run;
+    uint64_t page; /* in the run */
 };
 
 /* Appends; merges with the last run where they touch. 0 or -ENOMEM. */
@@ -28,7 +41,7 @@ static inline int run_list_add(struct run_list *list, struct page_run run)
     if (list->n == list->capacity) {
         size_t capacity = list->capacity ? 2 * list->capacity : 256;
         struct page_run *grown =
-            FAULTY_ALLOC("guard.run-list", realloc(list->runs, capacity * sizeof(*grown)));
+            FAULTY_ALLOC("hyp.run-list", realloc(list->runs, capacity * sizeof(*grown)));
 
         if (!grown)
             return -ENOMEM;
@@ -49,6 +62,27 @@ static inline int run_list_append(struct run_list *list, const struct run_list *
             return -ENOMEM;
     }
     return 0;
+}
+
+/* The next piece of the list, at most `room` (> 0) pages. False at its end. */
+static inline bool run_list_next(const struct run_list *list, struct run_cursor *at, uint64_t room,
+                                 struct page_run *ret_run)
+{
+    const struct page_run *run;
+
+    if (at->run == list->n)
+        return false;
+    run = &list->runs[at->run];
+    ret_run->first = run->first + at->page;
+    ret_run->count = run->count - at->page;
+    if (ret_run->count > room) {
+        ret_run->count = room;
+        at->page += room;
+    } else {
+        at->run++;
+        at->page = 0;
+    }
+    return true;
 }
 
 static inline void run_list_free(struct run_list *list)
