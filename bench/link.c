@@ -164,6 +164,9 @@ static void fill_pool(struct stage_pool *pool)
 
 static void pipeline_new(struct pipeline *p)
 {
+    static const struct sender_options options = {.delta_cache_bytes =
+                                                      0}; /* bytes are wanted here */
+
     p->send_pool = stage_pool_new((uint64_t)POOL_CHUNKS * CHUNK_BYTES);
     p->receive_pool = stage_pool_new((uint64_t)POOL_CHUNKS * CHUNK_BYTES);
     p->event = eventfd(0, EFD_CLOEXEC);
@@ -171,7 +174,7 @@ static void pipeline_new(struct pipeline *p)
                     MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
     assert_ptr_not_equal(p->image, MAP_FAILED);
     fill_pool(p->send_pool);
-    assert_int_equal(sender_new(p->send_pool, MAX_EPOCHS, p->event, &p->sender), 0);
+    assert_int_equal(sender_new(p->send_pool, MAX_EPOCHS, p->event, &options, &p->sender), 0);
     assert_int_equal(receiver_new(p->receive_pool, p->image, IMAGE_CHUNKS * STAGE_CHUNK_PAGES, NULL,
                                   p->event, &p->receiver),
                      0);

@@ -356,12 +356,15 @@ static int setup_loop(struct guard *g, struct err *err)
 
 static int setup_pipeline(struct guard *g, struct err *err)
 {
+    const struct sender_options options = {
+        .delta_cache_bytes = (uint64_t)g->config->delta_cache_mib << 20,
+    };
     int r;
 
     g->pool = stage_pool_new((uint64_t)g->config->staging_mib << 20);
     if (!g->pool)
         return err_sys(err, -ENOMEM, "staging memory");
-    r = sender_new(g->pool, IN_FLIGHT_MAX + SEEDS_IN_FLIGHT, g->sender_notify, &g->sender);
+    r = sender_new(g->pool, IN_FLIGHT_MAX + SEEDS_IN_FLIGHT, g->sender_notify, &options, &g->sender);
     if (r < 0)
         return err_sys(err, r, "sender");
     r = resync_setup(g, err);

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "base/fault.h"
+#include "io/clock.h"
 #include "io/lock.h"
 #include "io/thread.h"
 #include "wire/msg.h"
@@ -59,8 +60,15 @@ struct step {
     struct stage_chunk *chunk; /* STEP_CHUNK */
 };
 
+/* What a step has cost and yielded. */
+struct yield {
+    uint64_t wire_bytes, encode_ns, write_ns;
+    uint64_t pages[SENDER_KINDS], page_wire_bytes, state_wire_bytes;
+};
+
 struct sender {
     struct stage_pool *pool;
+    struct sender_options options;
     int notify_fd;
     pthread_t thread;
     pthread_mutex_t lock;
@@ -107,19 +115,21 @@ static void drop_jobs(struct sender *s)
 
 /* The thread's half: steps outside the lock. */
 
-static int flush(struct sender *s, uint64_t *wire_bytes)
+static int flush(struct sender *s, struct yield *yield)
 {
     struct iovec iov = {.iov_base = s->out, .iov_len = s->n_out};
+    uint64_t start = clock_now_ns();
     int rc = fault_error("guard.send") ?: transport_write_all(s->transport, &iov, 1);
 
+    yield->write_ns += clock_now_ns() - start;
     if (rc == 0)
-        *wire_bytes += s->n_out;
+        yield->wire_bytes += s->n_out;
     s->n_out = 0;
     return rc;
 }
 
 /* Puts s->msg into the output buffer. */
-static int put_msg(struct sender *s, uint16_t type, uint64_t epoch, uint64_t *wire_bytes)
+static int put_msg(struct sender *s, uint16_t type, uint64_t epoch, struct yield *yield)
 {
     int64_t n;
 
@@ -129,10 +139,10 @@ static int put_msg(struct sender *s, uint16_t type, uint64_t epoch, uint64_t *wi
     if (n < 0)
         return (int)n;
     s->n_out += (size_t)n;
-    return s->n_out >= FLUSH_BYTES ? flush(s, wire_bytes) : 0;
+    return s->n_out >= FLUSH_BYTES ? flush(s, yield) : 0;
 }
 
-static int put_begin(struct sender *s, const struct job *job, uint64_t *wire_bytes)
+static int put_begin(struct sender *s, const struct job *job, struct yield *yield)
 {
     epoch_digest_reset(s->digest);
     s->n_pages = s->n_disk_pieces = 0;
@@ -141,24 +151,34 @@ static int put_begin(struct sender *s, const struct job *job, uint64_t *wire_byt
         .pair_term = job->pair_term,
         .flushed = job->disk && job->disk->flushed,
     };
-    return put_msg(s, WIRE_EPOCH_BEGIN, job->epoch, wire_bytes);
+    return put_msg(s, WIRE_EPOCH_BEGIN, job->epoch, yield);
 }
 
 static int put_chunk(struct sender *s, const struct job *job, const struct stage_chunk *chunk,
-                     uint64_t *wire_bytes)
+                     struct yield *yield)
 {
     struct wire_pages *pages = &s->msg.u.pages;
+    uint64_t start = clock_now_ns();
 
     for (uint32_t i = 0; i < chunk->n_pages; i++) {
         const uint8_t *page = chunk->bytes + (size_t)i * STAGE_PAGE_BYTES;
 
         epoch_digest_page(s->digest, chunk->number[i], page);
-        s->encoder->ops->encode(s->encoder, chunk->number[i], page,
-                                s->scratch + (size_t)i * WIRE_PAGE_BYTES, &pages->page[i]);
+        if (s->options.raw)
+            pages->page[i] = (struct wire_page){.number = chunk->number[i],
+                                                .encoding = WIRE_ENC_RAW,
+                                                .n_bytes = WIRE_PAGE_BYTES,
+                                                .bytes = page};
+        else
+            s->encoder->ops->encode(s->encoder, chunk->number[i], page,
+                                    s->scratch + (size_t)i * WIRE_PAGE_BYTES, &pages->page[i]);
+        yield->pages[pages->page[i].encoding == WIRE_ENC_ZERO ? SENDER_ZERO : SENDER_WHOLE]++;
+        yield->page_wire_bytes += pages->page[i].n_bytes;
     }
+    yield->encode_ns += clock_now_ns() - start;
     pages->n = chunk->n_pages;
     s->n_pages += chunk->n_pages;
-    return pages->n ? put_msg(s, WIRE_PAGES, job->epoch, wire_bytes) : 0;
+    return pages->n ? put_msg(s, WIRE_PAGES, job->epoch, yield) : 0;
 }
 
 /* Trying to compress what does not compress costs more than all the rest; data of a kind comes
@@ -180,7 +200,7 @@ static void encode_piece(struct sender *s, const struct disk_record *rec, const 
 }
 
 /* One message's worth of the disks' records. */
-static int put_disk(struct sender *s, struct job *job, uint64_t *wire_bytes)
+static int put_disk(struct sender *s, struct job *job, struct yield *yield)
 {
     struct wire_disk *disk = &s->msg.u.disk;
     struct disk_record rec;
@@ -212,10 +232,10 @@ static int put_disk(struct sender *s, struct job *job, uint64_t *wire_bytes)
     }
     s->n_disk_pieces += disk->n;
     fault_point("guard.send-disk");
-    return disk->n ? put_msg(s, WIRE_DISK, job->epoch, wire_bytes) : 0;
+    return disk->n ? put_msg(s, WIRE_DISK, job->epoch, yield) : 0;
 }
 
-static int put_state(struct sender *s, const struct job *job, uint64_t *wire_bytes)
+static int put_state(struct sender *s, const struct job *job, struct yield *yield)
 {
     int rc = 0;
 
@@ -228,14 +248,21 @@ static int put_state(struct sender *s, const struct job *job, uint64_t *wire_byt
 
         *piece = (struct wire_state){.total = job->n_state, .offset = at};
         memcpy(piece->format, job->format, sizeof(piece->format));
-        state_piece_encode(job->state + at, n, s->scratch, piece);
-        rc = put_msg(s, WIRE_STATE, job->epoch, wire_bytes);
+        if (s->options.raw) {
+            piece->n_raw = piece->n_bytes = n;
+            piece->encoding = WIRE_ENC_RAW;
+            piece->bytes = job->state + at;
+        } else {
+            state_piece_encode(job->state + at, n, s->scratch, piece);
+        }
+        yield->state_wire_bytes += piece->n_bytes;
+        rc = put_msg(s, WIRE_STATE, job->epoch, yield);
         at += n;
     }
     return rc;
 }
 
-static int put_end(struct sender *s, const struct job *job, uint64_t *wire_bytes)
+static int put_end(struct sender *s, const struct job *job, struct yield *yield)
 {
     struct wire_epoch_end *end = &s->msg.u.epoch_end;
     int rc;
@@ -245,26 +272,26 @@ static int put_end(struct sender *s, const struct job *job, uint64_t *wire_bytes
                                    .n_state_bytes = job->state_ready ? job->n_state : 0};
     epoch_digest_get(s->digest, end->digest);
     fault_point("guard.send-end");
-    rc = put_msg(s, WIRE_EPOCH_END, job->epoch, wire_bytes);
-    return rc == 0 && s->n_out ? flush(s, wire_bytes) : rc;
+    rc = put_msg(s, WIRE_EPOCH_END, job->epoch, yield);
+    return rc == 0 && s->n_out ? flush(s, yield) : rc;
 }
 
-static int do_step(struct sender *s, const struct step *step, uint64_t *wire_bytes)
+static int do_step(struct sender *s, const struct step *step, struct yield *yield)
 {
     switch (step->kind) {
     case STEP_BEGIN:
-        return put_begin(s, step->job, wire_bytes);
+        return put_begin(s, step->job, yield);
     case STEP_CHUNK:
         fault_point("guard.sending");
-        return put_chunk(s, step->job, step->chunk, wire_bytes);
+        return put_chunk(s, step->job, step->chunk, yield);
     case STEP_DISK:
-        return put_disk(s, step->job, wire_bytes);
+        return put_disk(s, step->job, yield);
     case STEP_STATE:
-        return put_state(s, step->job, wire_bytes);
+        return put_state(s, step->job, yield);
     case STEP_END:
-        return put_end(s, step->job, wire_bytes);
+        return put_end(s, step->job, yield);
     case STEP_FLUSH:
-        return flush(s, wire_bytes);
+        return flush(s, yield);
     case STEP_NONE:
         break;
     }
@@ -304,15 +331,29 @@ static struct step next_step(struct sender *s)
     return step;
 }
 
-static void finish_step(struct sender *s, const struct step *step, int rc, uint64_t wire_bytes)
+static void report_yield(struct sender_report *report, const struct yield *yield)
+{
+    report->wire_bytes += yield->wire_bytes;
+    report->page_wire_bytes += yield->page_wire_bytes;
+    report->state_wire_bytes += yield->state_wire_bytes;
+    report->encode_ns += yield->encode_ns;
+    report->write_ns += yield->write_ns;
+    for (int i = 0; i < SENDER_KINDS; i++)
+        report->pages[i] += yield->pages[i];
+}
+
+static void finish_step(struct sender *s, const struct step *step, int rc,
+                        const struct yield *yield)
 {
     bool news = rc != 0 || step->kind == STEP_CHUNK || step->kind == STEP_END;
 
-    s->report.wire_bytes += wire_bytes;
+    report_yield(&s->report, yield);
     if (step->kind == STEP_CHUNK) {
+        s->report.page_bytes += (uint64_t)step->chunk->n_pages * STAGE_PAGE_BYTES;
         s->report.raw_bytes += (uint64_t)step->chunk->n_pages * STAGE_PAGE_BYTES;
         stage_pool_put(s->pool, step->chunk);
     } else if (step->kind == STEP_STATE) {
+        s->report.state_bytes += step->job->n_state;
         s->report.raw_bytes += step->job->n_state;
     } else if (step->kind == STEP_END && rc == 0) {
         s->report.sent_epoch = step->job->epoch;
@@ -336,7 +377,7 @@ static void *sender_thread(void *arg)
     pthread_mutex_lock(&s->lock);
     while (!s->stop) {
         struct step step = next_step(s);
-        uint64_t wire_bytes = 0;
+        struct yield yield = {0};
         int rc;
 
         if (step.kind == STEP_NONE) {
@@ -345,10 +386,10 @@ static void *sender_thread(void *arg)
         }
         s->busy = true;
         pthread_mutex_unlock(&s->lock);
-        rc = do_step(s, &step, &wire_bytes);
+        rc = do_step(s, &step, &yield);
         pthread_mutex_lock(&s->lock);
         s->busy = false;
-        finish_step(s, &step, rc, wire_bytes);
+        finish_step(s, &step, rc, &yield);
         pthread_cond_signal(&s->idle);
     }
     pthread_mutex_unlock(&s->lock);
@@ -500,7 +541,7 @@ static void sender_free(struct sender *s)
 }
 
 int sender_new(struct stage_pool *pool, unsigned max_epochs, int notify_fd,
-               struct sender **ret_sender)
+               const struct sender_options *options, struct sender **ret_sender)
 {
     struct sender *s = calloc(1, sizeof(*s));
     int rc = -ENOMEM;
@@ -511,6 +552,8 @@ int sender_new(struct stage_pool *pool, unsigned max_epochs, int notify_fd,
     pthread_cond_init(&s->wake, NULL);
     pthread_cond_init(&s->idle, NULL);
     s->pool = pool;
+    s->options = *options;
+    s->report.level = options->raw ? SENDER_RAW : SENDER_LZ4;
     s->notify_fd = notify_fd;
     s->max_jobs = max_epochs;
     s->jobs = calloc(max_epochs, sizeof(*s->jobs));

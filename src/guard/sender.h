@@ -20,6 +20,24 @@
 
 struct sender;
 
+/* How hard the sender works on pages and device state; it moves between these by itself. */
+enum sender_level {
+    SENDER_RAW,   /* nothing */
+    SENDER_DELTA, /* zero, unchanged and repeated pages; changes alone of pages in the cache */
+    SENDER_LZ4,   /* that, then LZ4 */
+    SENDER_ZSTD,  /* that, then Zstandard */
+};
+
+/* How pages were sent. */
+enum sender_kind {
+    SENDER_ZERO,
+    SENDER_UNCHANGED, /* written, with the same bytes */
+    SENDER_DUPLICATE, /* of one sent before in the same epoch */
+    SENDER_CHANGES,   /* against what the standby has */
+    SENDER_WHOLE,
+    SENDER_KINDS,
+};
+
 struct sender_report {
     uint64_t sent_epoch;    /* newest epoch whose end was written; 0 = none since attach */
     uint64_t encoded_epoch; /* newest one that is on the wire or about to be; acknowledging more is
@@ -27,12 +45,27 @@ struct sender_report {
     uint64_t wire_bytes;    /* bytes written since the sender was made */
     uint64_t raw_bytes;     /* page and state bytes before encoding, likewise */
     int error;              /* negative errno that ended the transport; 0 = fine */
+
+    /* Since the sender was made. */
+    uint64_t page_bytes, page_wire_bytes;   /* of pages: before and after encoding */
+    uint64_t state_bytes, state_wire_bytes; /* of device state */
+    uint64_t pages[SENDER_KINDS];
+    uint64_t encode_ns; /* spent on encoding and digests of pages and device state */
+    uint64_t write_ns;  /* spent on writing, which is waiting when the link is the bottleneck */
+    enum sender_level level; /* the present one */
 };
 
-/* notify_fd: an eventfd (borrowed) written whenever the report changes or chunks became free.
- * max_epochs: how many epochs may be queued, at least 1; feeding more returns -EBUSY. */
+struct sender_options {
+    uint64_t delta_cache_bytes; /* most memory for copies of pages as the standby has them; 0: none,
+                                 * pages go whole. Taken as it is needed */
+    bool raw;                   /* stay at SENDER_RAW: as the published algorithm does */
+};
+
+/* options: copied. notify_fd: an eventfd (borrowed) written whenever the report changes or chunks
+ * became free. max_epochs: how many epochs may be queued, at least 1; feeding more returns -EBUSY.
+ */
 int sender_new(struct stage_pool *pool, unsigned max_epochs, int notify_fd,
-               struct sender **ret_sender) US_MUST_CHECK;
+               const struct sender_options *options, struct sender **ret_sender) US_MUST_CHECK;
 
 /* Gives the sender a transport after the hellos are done (taken; blocking mode is set here). The
  * previous one must have been detached: -EBUSY. Resets sent_epoch and error. On failure the

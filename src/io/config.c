@@ -26,7 +26,7 @@ struct config_text {
     char *emulator_user, *control_group;
     struct arbiter_text arbiter;
     struct host_timeouts timeouts;
-    uint32_t staging_mib, gate_mib, disk_journal_mib;
+    uint32_t staging_mib, gate_mib, disk_journal_mib, delta_cache_mib;
     char **disk_dirs;
     uint32_t disk_dirs_count;
 };
@@ -80,6 +80,7 @@ static const cyaml_schema_field_t config_fields[] = {
     OPTIONAL_NUMBER(staging_mib),
     OPTIONAL_NUMBER(gate_mib),
     OPTIONAL_NUMBER(disk_journal_mib),
+    OPTIONAL_NUMBER(delta_cache_mib),
     CYAML_FIELD_SEQUENCE("disk_dirs", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct config_text,
                          disk_dirs, &path_schema, 0, HOST_DISK_DIRS_MAX),
     CYAML_FIELD_END,
@@ -389,6 +390,9 @@ static int convert(const struct yamlfile *y, const struct config_text *text,
     if (r == 0)
         r = take_number(y, "disk_journal_mib", text->disk_journal_mib, 128, 16, 4096,
                         &config->disk_journal_mib, err);
+    if (r == 0)
+        r = take_number(y, "delta_cache_mib", text->delta_cache_mib, 64, 0, 65536,
+                        &config->delta_cache_mib, err);
     if (r == 0)
         r = take_disk_dirs(y, text, config, err);
     return r;

@@ -71,6 +71,7 @@ struct host_config {
     uint32_t staging_mib;      /* per VM, at its primary: epochs captured and not yet sent */
     uint32_t gate_mib;         /* per VM: frames held */
     uint32_t disk_journal_mib; /* per VM: disk writes that the standby does not have yet */
+    uint32_t delta_cache_mib;  /* per VM, at its primary: pages as the standby has them; 0 = none */
     /* Where a peer may have images opened and made: directories, or single block devices. */
     uint32_t n_disk_dirs;
     char disk_dirs[HOST_DISK_DIRS_MAX][VM_PATH_MAX];

@@ -49,6 +49,7 @@ static void test_defaults(void **state)
     assert_int_equal(c.timeouts.primary_ms, 150);
     assert_int_equal(c.staging_mib, 256);
     assert_int_equal(c.gate_mib, 64);
+    assert_int_equal(c.delta_cache_mib, 64);
     assert_int_equal(c.disk_journal_mib, 128);
     assert_int_equal(c.n_disk_dirs, 1);
     assert_string_equal(c.disk_dirs[0], "/var/lib/understudy/images");
@@ -77,6 +78,7 @@ static void test_everything(void **state)
                            "timeouts: {heartbeat_ms: 50, standby_ms: 150, primary_ms: 151}\n"
                            "staging_mib: 16\n"
                            "gate_mib: 1\n"
+                           "delta_cache_mib: 0\n"
                            "disk_journal_mib: 4096\n"
                            "disk_dirs: [/srv/images/, /dev/vg0]\n",
                            &c, &err),
@@ -95,6 +97,7 @@ static void test_everything(void **state)
     assert_string_equal(c.guard, "/opt/guard");
     assert_int_equal(c.timeouts.standby_ms, 150);
     assert_int_equal(c.gate_mib, 1);
+    assert_int_equal(c.delta_cache_mib, 0);
     assert_int_equal(c.disk_journal_mib, 4096);
     assert_int_equal(c.n_disk_dirs, 2);
     assert_string_equal(c.disk_dirs[0], "/srv/images");

@@ -104,7 +104,7 @@ static inline int setup(void **state)
     assert_int_equal(journal_new(UINT64_C(1) << 30, w->journal_event, &w->journal), 0);
     journal_start(w->journal);
     disks.applier = w->applier;
-    rig_new_with(&w->rig, &disks);
+    rig_new_with(&w->rig, &disks, &rig_options);
     *state = w;
     return 0;
 }

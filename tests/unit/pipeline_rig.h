@@ -47,8 +47,13 @@ static inline uint64_t rig_random(uint64_t *seed)
     return *seed;
 }
 
+/* A cache of fewer pages than there are. */
+static const struct sender_options rig_options = {.delta_cache_bytes =
+                                                      RIG_PAGES / 2 * STAGE_PAGE_BYTES};
+
 /* disks: NULL = the VM has none. */
-static inline void rig_new_with(struct rig *rig, const struct receiver_disks *disks)
+static inline void rig_new_with(struct rig *rig, const struct receiver_disks *disks,
+                                const struct sender_options *options)
 {
     memset(rig, 0, sizeof(*rig));
     rig->send_pool = stage_pool_new(RIG_SEND_CHUNKS * (uint64_t)RIG_CHUNK_BYTES);
@@ -60,7 +65,8 @@ static inline void rig_new_with(struct rig *rig, const struct receiver_disks *di
     rig->image =
         mmap(NULL, sizeof(rig->model), PROT_READ | PROT_WRITE, MAP_SHARED, rig->image_fd, 0);
     assert_ptr_not_equal(rig->image, MAP_FAILED);
-    assert_int_equal(sender_new(rig->send_pool, RIG_MAX_EPOCHS, rig->send_event, &rig->sender), 0);
+    assert_int_equal(
+        sender_new(rig->send_pool, RIG_MAX_EPOCHS, rig->send_event, options, &rig->sender), 0);
     assert_int_equal(receiver_new(rig->receive_pool, rig->image, RIG_PAGES, disks,
                                   rig->receive_event, &rig->receiver),
                      0);
@@ -68,7 +74,7 @@ static inline void rig_new_with(struct rig *rig, const struct receiver_disks *di
 
 static inline void rig_new(struct rig *rig)
 {
-    rig_new_with(rig, NULL);
+    rig_new_with(rig, NULL, &rig_options);
 }
 
 /* Closes everything, and with that checks that every chunk is back. */
