@@ -15,6 +15,13 @@ const struct cli_command cli_commands[] = {
      "Show this host's VMs, or one of them in detail.\v"
      "Exit status 3: a VM that should be protected is not.",
      cli_status},
+    {"trace", "VM",
+     "Show the last checkpoints of a protected VM, with where their time went.\v"
+     "A line for each epoch: how many pages it has and how many of them were copied before the VM "
+     "stood still; how long it stood still (PAUSE), and of that, in ms: until QEMU had written its "
+     "device state, for the last scan and the last copying of dirty pages, until it ran again. In "
+     "brackets what costs no pause: copying ahead, and from the order to stop until it stopped.",
+     cli_trace},
     {"protect", "VM --to HOST", "Protect a running VM by a standby on another host.", cli_protect},
     {"unprotect", "VM", "Let a VM run without its standby.", cli_unprotect},
     {"failover", "VM",

@@ -8,37 +8,44 @@
 #include "base/fault.h"
 #include "io/log.h"
 
-/* One epoch's cut: the VM is stopped, its device state comes out of the hypervisor, the dirty pages
- * are copied to the staging memory, the VM goes on. Encoding and sending are the sender's business
- * and cost no pause.
+/* One epoch's cut. What is dirty is copied in three passes, so that the last one, which is all that
+ * the VM has to stand still for by itself, finds little:
  *
- *   IDLE -> STOPPING -> COPYING -> WAITING -> RESUMING -> IDLE
- *                '----> FROZEN -----^
+ *   AHEAD     the VM runs; only when much is dirty, for it costs the guest a fault for each page
+ *             that it writes again
+ *   STOPPING  the VM stands still, and the hypervisor is writing its device state
+ *   COPYING   the state is complete, and nobody writes to memory any more
+ *
+ * A page that is written after the scan that found it is dirty again, so whatever a pass copies
+ * while somebody writes to it the next one replaces (copy_set.h). Then the VM goes on. Encoding and
+ * sending are the sender's business and cost no pause. With the engine `remus` there is only the
+ * last pass, as in the published algorithm.
+ *
+ *   IDLE -> AHEAD -> STOPPING -> COPYING -> WAITING -> RESUMING -> IDLE
+ *      '--------------^   '----> FROZEN -----^
  *
  * FROZEN: isolated, and the gate is full; the VM stands still until it can go on.
  *
  * WAITING ends at once, unless a flush was answered without a sync and may have been the guest's,
  * or the VM is being handed over to its standby: then it stays stopped.
  *
- * When the staging memory is full the copy waits for the sender, with the VM stopped: that is how
- * a guest that dirties faster than the link carries is throttled.
+ * When the staging memory is full the last pass waits for the sender, with the VM stopped: that is
+ * how a guest that dirties faster than the link carries is throttled.
  *
  * Pages that were marked clean must reach the standby or be sent again. Each cut epoch's pages are
  * therefore remembered until it is acknowledged; when the link breaks in between and resumes, they
  * make up the carry of the next epoch, which so covers all the lost ones. An epoch that is being
  * copied when that happens is among the lost ones, or, when the VM has gone solo, among the
- * forgotten ones. */
+ * forgotten ones. Passes that end without a cut leave their pages to the carry, too. */
 
-/* Appends a run, which fits, to a chunk. */
-static void copy_run(struct guard *g, struct stage_chunk *chunk, struct page_run run)
+static bool may_cut(const struct guard *g)
 {
-    uint64_t i;
+    return primary_may_cut(&g->core) && g->capture.n_in_flight < IN_FLIGHT_MAX;
+}
 
-    assert(run.count <= STAGE_CHUNK_PAGES - chunk->n_pages);
-    memcpy(chunk->bytes + (size_t)chunk->n_pages * STAGE_PAGE_BYTES,
-           g->body->ram + run.first * VM_PAGE_BYTES, run.count * VM_PAGE_BYTES);
-    for (i = 0; i < run.count; i++)
-        chunk->number[chunk->n_pages++] = run.first + i;
+static bool is_remus(const struct guard *g)
+{
+    return g->body->spec.protect.engine == VM_ENGINE_REMUS;
 }
 
 /* Pages were marked clean that are neither on their way nor remembered: this epoch must never be
@@ -50,37 +57,28 @@ static void torn(struct guard *g, const char *why)
     link_broken(g, why);
 }
 
-/* Makes the list of the epoch's pages: the carry and the dirty ones. */
-static void take(struct guard *g)
+/* Adds what is dirty to the set. */
+static void take_dirty(struct guard *g)
 {
     struct capture *c = &g->capture;
-    struct run_list empty = c->current;
-    int r;
+    uint64_t since = clock_now_ns();
+    int r = g->body->ops->dirty_take(g->body->vm, &c->set.list);
 
-    c->current = c->carry;
-    c->carry = empty;
-    c->carry.n = 0;
-    c->next = (struct run_cursor){0};
-    r = g->body->ops->dirty_take(g->body->vm, &c->current);
+    c->now.scan_ns = clock_now_ns() - since;
     if (r == -ESRCH) /* its end, reported soon, is for a standby to hear: the link must live */
         c->torn = true;
     else if (r < 0)
         torn(g, "the dirty pages cannot be read");
 }
 
-/* Fills one chunk from the list. False when everything is copied. */
-static bool fill_chunk(struct guard *g, struct stage_chunk *chunk)
+/* The set's pages are in no epoch: the next one that is cut carries them. */
+static void put_back(struct guard *g)
 {
     struct capture *c = &g->capture;
-    struct page_run run;
 
-    while (chunk->n_pages < STAGE_CHUNK_PAGES) {
-        if (!run_list_next(&c->current, &c->next, STAGE_CHUNK_PAGES - chunk->n_pages, &run))
-            return false;
-        copy_run(g, chunk, run);
-        c->n_pages += run.count;
-    }
-    return true;
+    if (run_list_append(&c->carry, &c->set.list) < 0)
+        torn(g, "out of memory for the list of dirty pages");
+    copy_set_clear(&c->set);
 }
 
 static void order_resume(struct guard *g)
@@ -94,7 +92,43 @@ static void order_resume(struct guard *g)
     fault_point("guard.resumed");
 }
 
-/* The pages are copied: the epoch is completed with its device state. */
+/* All is copied: the epoch's pages are remembered until it is acknowledged. */
+static void remember(struct guard *g)
+{
+    struct capture *c = &g->capture;
+    struct in_flight *slot = &c->ring[c->n_in_flight];
+
+    if (c->fate == EPOCH_IN_FLIGHT) {
+        slot->epoch = c->epoch;
+        copy_set_finish(&c->set, &slot->runs);
+        c->n_in_flight++;
+        return;
+    }
+    if (c->fate == EPOCH_REBASED && run_list_append(&c->carry, &c->set.list) < 0)
+        torn(g, "out of memory for the list of dirty pages");
+    copy_set_clear(&c->set);
+}
+
+static void feed(struct guard *g)
+{
+    struct stage_chunk *chunk;
+
+    while ((chunk = copy_set_take(&g->capture.set)))
+        sender_chunk(g->sender, chunk);
+}
+
+static void send_epoch(struct guard *g)
+{
+    struct capture *c = &g->capture;
+
+    feed(g);
+    if (sender_state(g->sender, c->state.format, c->state.bytes, c->state.n_bytes) < 0)
+        torn(g, "the sender does not take the device state");
+    if (!c->torn)
+        sender_end(g->sender);
+}
+
+/* The epoch is complete. */
 static void close_epoch(struct guard *g)
 {
     struct capture *c = &g->capture;
@@ -104,13 +138,17 @@ static void close_epoch(struct guard *g)
         return;
     c->epoch_open = false;
     c->dirty_pages = 0;
-    if (sender_state(g->sender, c->state.format, c->state.bytes, c->state.n_bytes) < 0)
-        torn(g, "the sender does not take the device state");
-    if (!c->torn)
-        sender_end(g->sender);
+    c->now.epoch = c->epoch;
+    c->now.at_ns = now;
+    c->now.pages = copy_set_pages(&c->set);
+    c->now.resume_ns = now - c->resumed_ns;
+    c->now.pause_ns = now - c->ordered_ns - c->now.stop_ns;
+    if (c->fate == EPOCH_IN_FLIGHT)
+        send_epoch(g);
+    remember(g);
     fault_point("guard.closed");
     controller_cut(&g->controller, now);
-    stats_epoch(&g->stats, now, now - c->begun_ns - c->timing.stop_ns, c->n_pages);
+    stats_epoch(&g->stats, &c->now);
 }
 
 /* Lets the VM run, unless there is a reason to wait. */
@@ -121,6 +159,7 @@ static void go_on(struct guard *g)
     c->phase = CAPTURE_WAITING;
     if (c->flush != FLUSH_CLEAR)
         return;
+    c->resumed_ns = clock_now_ns();
     if (g->core.handing && g->core.hand_epoch == c->epoch)
         close_epoch(g); /* the last one here */
     else
@@ -190,44 +229,23 @@ static void check_flushes(struct guard *g)
 
 /* ---- the epoch ---- */
 
-/* All is copied: the epoch's pages are remembered until it is acknowledged. */
-static void remember(struct guard *g)
-{
-    struct capture *c = &g->capture;
-    struct in_flight *slot = &c->ring[c->n_in_flight];
-    struct run_list list = slot->runs;
-
-    if (c->fate == EPOCH_FORGOTTEN)
-        return;
-    if (c->fate == EPOCH_REBASED) {
-        if (run_list_append(&c->carry, &c->current) < 0)
-            torn(g, "out of memory for the list of dirty pages");
-        return;
-    }
-    slot->epoch = c->epoch;
-    slot->runs = c->current;
-    c->n_in_flight++;
-    c->current = list;
-}
-
-/* Copies what is dirty as far as the staging memory goes, then lets the VM run. */
+/* The last pass, as far as the staging memory goes; then lets the VM run. Of an epoch that is lost
+ * already nothing but its list is needed. */
 static void copy(struct guard *g)
 {
     struct capture *c = &g->capture;
-    bool more = true;
+    uint64_t since = clock_now_ns();
+    bool done = c->fate != EPOCH_IN_FLIGHT || copy_set_copy(&c->set, UINT64_MAX);
 
-    while (more) {
-        struct stage_chunk *chunk = stage_pool_get(g->pool);
-
-        if (!chunk)
-            return; /* capture_continue() when the sender has given some back */
-        more = fill_chunk(g, chunk);
-        fault_point("guard.copying");
-        sender_chunk(g->sender, chunk);
-        if (c->phase != CAPTURE_COPYING)
-            return;
+    fault_point("guard.copying");
+    if (!done) {
+        copy_set_refresh(&c->set);
+        feed(g);
+        done = copy_set_copy(&c->set, UINT64_MAX);
     }
-    remember(g);
+    c->now.copy_ns += clock_now_ns() - since;
+    if (!done)
+        return; /* capture_continue() when the sender has given some back */
     fault_point("guard.copied");
     /* What the guest sent up to here was sent before this checkpoint: it covers it. */
     output_take(g->output);
@@ -236,27 +254,23 @@ static void copy(struct guard *g)
     go_on(g);
 }
 
-/* The VM stands still and may be cut: numbers the epoch and starts to fill it. */
+/* The VM stands still and may be cut: numbers the epoch and completes its pages. */
 static void open_epoch(struct guard *g, const struct hyp_state *state)
 {
     struct capture *c = &g->capture;
 
     c->phase = CAPTURE_COPYING;
     c->epoch_open = true;
-    c->torn = false;
     c->fate = EPOCH_IN_FLIGHT;
     c->epoch = primary_cut(&g->core, &c->term);
-    c->n_pages = 0;
     c->state = *state; /* its bytes stay until the next checkpoint */
     if (sender_begin(g->sender, c->epoch, c->term, resync_cut(g, c->epoch, c->term)) < 0)
         torn(g, "the sender does not take the epoch");
-    take(g);
+    take_dirty(g);
+    if (run_list_append(&c->set.list, &c->carry) < 0)
+        torn(g, "out of memory for the list of dirty pages");
+    c->carry.n = 0;
     copy(g);
-}
-
-static bool may_cut(const struct guard *g)
-{
-    return primary_may_cut(&g->core) && g->capture.n_in_flight < IN_FLIGHT_MAX;
 }
 
 static bool must_freeze(const struct guard *g)
@@ -272,13 +286,17 @@ static void on_checkpoint(void *user, const struct hyp_state *state,
 
     if (c->phase != CAPTURE_STOPPING)
         return;
-    c->timing = *timing;
+    c->now.stop_ns = timing->stop_ns;
+    c->now.state_ns = timing->state_ns - timing->stop_ns;
     c->failures = 0;
     check_flushes(g);
     if (may_cut(g)) {
         fault_point("guard.paused");
         open_epoch(g, state);
-    } else if (must_freeze(g)) {
+        return;
+    }
+    put_back(g);
+    if (must_freeze(g)) {
         log_warning("isolated, and the output gate is full: the VM is paused");
         c->phase = CAPTURE_FROZEN;
     } else {
@@ -292,6 +310,10 @@ static void on_stopped(void *user)
 
     g->capture.late_at_ns = CORE_NEVER;
     disks_phase(g->body->disks, DISK_STOPPED);
+    if (may_cut(g) && !is_remus(g)) {
+        take_dirty(g);
+        (void)copy_set_copy(&g->capture.set, UINT64_MAX); /* the last pass does the rest */
+    }
 }
 
 static void on_running(void *user)
@@ -311,6 +333,7 @@ static void on_failure(void *user, const char *why, bool running)
     struct capture *c = &g->capture;
 
     log_warning("checkpoint failed: %s", why);
+    put_back(g);
     c->phase = CAPTURE_IDLE;
     if (running && disks_deferred(g->body->disks))
         sync_disks_soon(g); /* too late to ask whose flush that was */
@@ -346,26 +369,73 @@ const struct hyp_callbacks capture_callbacks = {
     .on_exit = on_exit_,
 };
 
-void capture_begin(struct guard *g)
+/* Has the VM stopped. */
+static void order_checkpoint(struct guard *g)
 {
     struct capture *c = &g->capture;
     struct err err;
+
+    c->ordered_ns = clock_now_ns();
+    disks_phase(g->body->disks, DISK_STOPPING);
+    if (g->body->ops->checkpoint(g->body->vm, &err) < 0) {
+        put_back(g);
+        c->phase = CAPTURE_IDLE;
+        disks_phase(g->body->disks, DISK_RUNNING);
+        c->retry_at_ns = c->ordered_ns + 10 * NS_PER_MS; /* the last one is being cleared away */
+        log_debug("checkpoint: %s", err.text);
+        return;
+    }
+    c->phase = CAPTURE_STOPPING;
+    fault_point("guard.stopping");
+    c->late_at_ns = c->ordered_ns + STOP_MS * NS_PER_MS;
+}
+
+/* Another piece of the first pass, between the loop's other events. */
+static int on_ahead(sd_event_source *source, void *user)
+{
+    struct guard *g = user;
+    struct capture *c = &g->capture;
+
+    if (c->phase != CAPTURE_AHEAD)
+        return 0;
+    fault_point("guard.ahead");
+    if (!copy_set_copy(&c->set, AHEAD_STEP_PAGES) && !copy_set_full(&c->set)) {
+        (void)sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
+        return 0;
+    }
+    c->now.ahead_pages = copy_set_pages(&c->set);
+    c->now.ahead_ns = clock_now_ns() - c->begun_ns;
+    order_checkpoint(g);
+    return 0;
+}
+
+static bool ahead_pays(const struct guard *g)
+{
+    const struct capture *c = &g->capture;
+
+    return may_cut(g) && !is_remus(g) &&
+           (c->dirty_pages >= AHEAD_PAGES || c->now.pages >= AHEAD_PAGES);
+}
+
+void capture_begin(struct guard *g)
+{
+    struct capture *c = &g->capture;
+    bool ahead = ahead_pays(g);
 
     if (c->phase != CAPTURE_IDLE || c->flush != FLUSH_CLEAR)
         return; /* the end of either brings us back */
     c->begun_ns = clock_now_ns();
     if (c->begun_ns < c->retry_at_ns)
         return;
-    disks_phase(g->body->disks, DISK_STOPPING);
-    if (g->body->ops->checkpoint(g->body->vm, &err) < 0) {
-        disks_phase(g->body->disks, DISK_RUNNING);
-        c->retry_at_ns = c->begun_ns + 10 * NS_PER_MS; /* the last one is being cleared away */
-        log_debug("checkpoint: %s", err.text);
+    c->torn = false;
+    c->now = (struct epoch_trace){0};
+    if (!ahead) {
+        order_checkpoint(g);
         return;
     }
-    c->phase = CAPTURE_STOPPING;
-    fault_point("guard.stopping");
-    c->late_at_ns = c->begun_ns + STOP_MS * NS_PER_MS;
+    c->phase = CAPTURE_AHEAD;
+    take_dirty(g);
+    (void)sd_event_source_set_enabled(c->ahead, SD_EVENT_ONESHOT);
 }
 
 uint64_t capture_deadline(const struct guard *g)
@@ -429,18 +499,38 @@ void capture_rebase(struct guard *g)
 
 void capture_forget(struct guard *g)
 {
-    g->capture.n_in_flight = 0;
-    g->capture.carry.n = 0;
-    g->capture.fate = EPOCH_FORGOTTEN;
+    struct capture *c = &g->capture;
+
+    c->n_in_flight = 0;
+    c->carry.n = 0;
+    c->fate = EPOCH_FORGOTTEN;
+    if (!c->epoch_open)
+        copy_set_clear(&c->set);
+    if (c->phase == CAPTURE_AHEAD)
+        c->phase = CAPTURE_IDLE;
     resync_end(g);
+}
+
+int capture_setup(struct guard *g)
+{
+    struct capture *c = &g->capture;
+    int r = copy_set_init(&c->set, g->pool, g->body->ram, g->body->n_pages);
+
+    if (r >= 0)
+        r = sd_event_add_defer(g->event, &c->ahead, on_ahead, g);
+    if (r >= 0)
+        r = sd_event_source_set_enabled(c->ahead, SD_EVENT_OFF);
+    return r;
 }
 
 void capture_free(struct guard *g)
 {
     unsigned i;
 
+    sd_event_source_disable_unref(g->capture.ahead);
+    copy_set_free(&g->capture.set);
+
     for (i = 0; i < IN_FLIGHT_MAX; i++)
         run_list_free(&g->capture.ring[i].runs);
     run_list_free(&g->capture.carry);
-    run_list_free(&g->capture.current);
 }

@@ -364,6 +364,9 @@ static int setup_pipeline(struct guard *g, struct err *err)
     g->pool = stage_pool_new((uint64_t)g->config->staging_mib << 20);
     if (!g->pool)
         return err_sys(err, -ENOMEM, "staging memory");
+    r = capture_setup(g);
+    if (r < 0)
+        return err_sys(err, r, "capture");
     r = sender_new(g->pool, IN_FLIGHT_MAX + SEEDS_IN_FLIGHT, g->sender_notify, &options, &g->sender);
     if (r < 0)
         return err_sys(err, r, "sender");
@@ -486,11 +489,11 @@ void guard_free(struct guard *g)
     output_close(g->output);
     arbiter_client_close(g->arbiter);
     sender_close(g->sender);
+    capture_free(g);
     if (g->pool)
         stage_pool_close(g->pool);
     if (g->sender_notify >= 0)
         close(g->sender_notify);
-    capture_free(g);
     body_close(g->body);
     free(g);
 }

@@ -7,6 +7,7 @@
 #include "core/controller.h"
 #include "core/gate.h"
 #include "core/primary.h"
+#include "guard/copy_set.h"
 #include "guard/guard.h"
 #include "guard/output.h"
 #include "guard/resync.h"
@@ -27,6 +28,8 @@ enum {
     STOP_MS = 50,         /* a VM that was told to stop normally has by then */
     DIRTY_LIMIT_PAGES = 8192,
     CHECKPOINT_FAILURES_MAX = 3, /* in a row, then the VM goes solo */
+    AHEAD_PAGES = 512,           /* dirty: worth a pass while the VM runs */
+    AHEAD_STEP_PAGES = 512,      /* of that pass at a time: about 0.15 ms */
 };
 
 /* Event source priorities: the smaller, the sooner. Timers come after descriptors, so that a
@@ -42,6 +45,7 @@ struct in_flight {
 
 enum capture_phase {
     CAPTURE_IDLE = 0, /* the VM runs */
+    CAPTURE_AHEAD,    /* the VM still runs; what is dirty is being copied */
     CAPTURE_STOPPING, /* checkpoint ordered */
     CAPTURE_FROZEN,   /* stopped and kept so: isolated, and the gate is full */
     CAPTURE_COPYING,  /* stopped; dirty pages on their way to the staging memory */
@@ -68,22 +72,21 @@ struct capture {
     enum capture_phase phase;
     enum flush_check flush;
     enum epoch_fate fate;
-    bool torn;               /* the epoch must not be completed */
-    struct run_list current; /* the pages of the epoch that is being copied */
-    bool epoch_open;         /* RESUMING: an epoch was cut, to be closed when the VM runs */
+    bool torn;           /* the epoch must not be completed */
+    struct copy_set set; /* the pages of the epoch that is being made */
+    bool epoch_open;     /* an epoch was cut, to be closed when the VM runs */
     uint64_t epoch, term;
-    struct run_cursor next;               /* COPYING: where in `current` the copy goes on */
-    uint64_t n_pages;                     /* copied into this epoch */
     struct run_list carry;                /* pages of epochs that were lost with the link */
     struct in_flight ring[IN_FLIGHT_MAX]; /* oldest first */
     unsigned n_in_flight;
-    uint64_t begun_ns;
+    uint64_t begun_ns, ordered_ns, resumed_ns; /* the epoch; its checkpoint; the resume */
+    struct epoch_trace now; /* of the epoch that is being made, or the last one */
     uint64_t late_at_ns; /* STOPPING: when flushes wait no longer for the stop; CORE_NEVER = over */
-    struct hyp_timing timing;
     struct hyp_state state; /* of the epoch that is being cut */
     uint64_t retry_at_ns;   /* after a failed checkpoint */
     unsigned failures;      /* in a row */
     uint64_t dirty_pages;   /* at the last look */
+    sd_event_source *ahead; /* the next piece of the first pass */
 };
 
 struct seed {
@@ -181,6 +184,8 @@ void capture_committed(struct guard *g, uint64_t epoch);
 void capture_rebase(struct guard *g);
 /* The link is gone for good: nothing is in flight any more. */
 void capture_forget(struct guard *g);
+/* When the body, the staging memory and the loop are there. 0 or -errno. */
+int capture_setup(struct guard *g) US_MUST_CHECK;
 void capture_free(struct guard *g);
 
 /* seed.c */
@@ -233,6 +238,12 @@ void link_broken(struct guard *g, const char *why);
 /* addresses.c */
 /* Tells the standby the guest's addresses if there is something to tell. The link is up. */
 void addresses_tell(struct guard *g);
+
+/* figures.c */
+/* What is measured, for status. */
+json_t *figures_json(struct guard *g);
+/* The last epochs, oldest first: {"epochs": [...]}. */
+json_t *figures_trace(const struct guard *g);
 
 /* status.c */
 json_t *status_json(struct guard *g);

@@ -4,12 +4,19 @@
 #include <stdlib.h>
 #include <string.h>
 
-void stats_epoch(struct stats *s, uint64_t now_ns, uint64_t pause_ns, uint64_t dirty_pages)
+void stats_epoch(struct stats *s, const struct epoch_trace *trace)
 {
-    s->pause_ns[s->n % STATS_WINDOW] = pause_ns;
-    s->cut_at_ns[s->n % STATS_WINDOW] = now_ns;
-    s->dirty_pages = dirty_pages;
-    s->n++;
+    s->last[s->n++ % STATS_WINDOW] = *trace;
+}
+
+unsigned stats_count(const struct stats *s)
+{
+    return s->n < STATS_WINDOW ? (unsigned)s->n : STATS_WINDOW;
+}
+
+const struct epoch_trace *stats_at(const struct stats *s, unsigned i)
+{
+    return &s->last[(s->n - stats_count(s) + i) % STATS_WINDOW];
 }
 
 static int compare(const void *a, const void *b)
@@ -19,26 +26,22 @@ static int compare(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-uint64_t stats_pause(const struct stats *s, unsigned percentile)
+uint64_t stats_percentile(const struct stats *s, size_t offset, unsigned percentile)
 {
     uint64_t sorted[STATS_WINDOW];
-    size_t n = s->n < STATS_WINDOW ? s->n : STATS_WINDOW;
+    unsigned n = stats_count(s);
 
     if (!n)
         return 0;
-    memcpy(sorted, s->pause_ns, n * sizeof(sorted[0]));
+    for (unsigned i = 0; i < n; i++)
+        memcpy(&sorted[i], (const char *)stats_at(s, i) + offset, sizeof(sorted[i]));
     qsort(sorted, n, sizeof(sorted[0]), compare);
     return sorted[(n - 1) * percentile / 100];
 }
 
 uint64_t stats_interval(const struct stats *s)
 {
-    uint64_t n = s->n < STATS_WINDOW ? s->n : STATS_WINDOW;
-    uint64_t newest, oldest;
+    unsigned n = stats_count(s);
 
-    if (n < 2)
-        return 0;
-    newest = s->cut_at_ns[(s->n - 1) % STATS_WINDOW];
-    oldest = s->cut_at_ns[(s->n - n) % STATS_WINDOW];
-    return (newest - oldest) / (n - 1);
+    return n < 2 ? 0 : (stats_at(s, n - 1)->at_ns - stats_at(s, 0)->at_ns) / (n - 1);
 }

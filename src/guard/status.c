@@ -55,33 +55,9 @@ static json_t *seeding(const struct guard *g)
                      "total_bytes", (json_int_t)(g->seed.total_pages * VM_PAGE_BYTES));
 }
 
-static double ms(uint64_t ns)
-{
-    return (double)ns / (double)NS_PER_MS;
-}
-
 static void add(json_t *object, json_t *more)
 {
     (void)json_object_update_new(object, more); /* out of memory: the key is missing */
-}
-
-static json_t *figures(const struct guard *g)
-{
-    uint64_t interval = stats_interval(&g->stats);
-    struct sender_report sent;
-    struct output_stats out;
-
-    sender_report_get(g->sender, &sent);
-    output_stats_get(g->output, &out);
-    return json_pack(
-        "{s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "interval_ms", ms(interval),
-        "epochs_per_s", interval ? 1e9 / (double)interval : 0.0, "pause_p50_ms",
-        ms(stats_pause(&g->stats, 50)), "pause_p99_ms", ms(stats_pause(&g->stats, 99)),
-        "dirty_pages", (json_int_t)g->stats.dirty_pages, "bytes_sent", (json_int_t)sent.wire_bytes,
-        "bytes_raw", (json_int_t)sent.raw_bytes, "held_frames", (json_int_t)out.held_frames,
-        "held_bytes", (json_int_t)out.held_bytes, "released_frames",
-        (json_int_t)out.released_frames, "dropped_frames", (json_int_t)out.dropped_frames,
-        "protected_since", (json_int_t)g->stats.protected_since);
 }
 
 json_t *status_json(struct guard *g)
@@ -99,7 +75,7 @@ json_t *status_json(struct guard *g)
                        "host", p->self, "peer", g->link.up ? p->peer : "", "term",
                        (json_int_t)p->record.term, "epoch", (json_int_t)(p->next_epoch - 1),
                        "committed_epoch", (json_int_t)p->committed);
-    add(status, figures(g));
+    add(status, figures_json(g));
     add(status, json_pack("{s:o, s:i, s:i, s:I, s:i, s:s, s:s, s:I, s:s}", "seeding", seeding(g),
                           "pid", (int)getpid(), "hypervisor_pid",
                           g->body->vm ? (int)g->body->ops->pid(g->body->vm) : 0, "memory_bytes",
@@ -210,6 +186,8 @@ void guard_request(struct guard *g, struct control_request *req)
 
     if (strcmp(command, "status") == 0) {
         control_reply(req, json_pack("{s:o}", "status", status_json(g)));
+    } else if (strcmp(command, "trace") == 0) {
+        control_reply(req, figures_trace(g));
     } else if (strcmp(command, "protect") == 0) {
         request_protect(g, req);
     } else if (strcmp(command, "unprotect") == 0) {

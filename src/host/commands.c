@@ -105,6 +105,7 @@ static const struct {
     {"failover", true, order},
     {"switchover", true, order},
     {"verify", true, order},
+    {"trace", true, order},
     {"status", false, status},
     {"ping", false, ping},
     {"key", false, keys_show},
