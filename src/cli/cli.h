@@ -38,6 +38,7 @@ int cli_switchover(int argc, char **argv);
 int cli_recover(int argc, char **argv);
 int cli_verify(int argc, char **argv);
 int cli_trace(int argc, char **argv);
+int cli_estimate(int argc, char **argv);
 int cli_stop(int argc, char **argv);
 int cli_check(int argc, char **argv);
 int cli_key(int argc, char **argv);

@@ -22,6 +22,12 @@ const struct cli_command cli_commands[] = {
      "device state, for the last scan and the last copying of dirty pages, until it ran again. In "
      "brackets what costs no pause: copying ahead, and from the order to stop until it stopped.",
      cli_trace},
+    {"estimate", "VM",
+     "Find out what it would cost to protect a running VM.\v"
+     "For half a minute its checkpoints are taken as if it were protected, and thrown away. Its "
+     "guest feels what it would feel then, but for the output's delay. Give it its usual load "
+     "meanwhile. Disk writes are not counted.",
+     cli_estimate},
     {"protect", "VM --to HOST", "Protect a running VM by a standby on another host.", cli_protect},
     {"unprotect", "VM", "Let a VM run without its standby.", cli_unprotect},
     {"failover", "VM",

@@ -38,9 +38,10 @@
  * copied when that happens is among the lost ones, or, when the VM has gone solo, among the
  * forgotten ones. Passes that end without a cut leave their pages to the carry, too. */
 
-static bool may_cut(const struct guard *g)
+bool capture_may_cut(const struct guard *g)
 {
-    return primary_may_cut(&g->core) && g->capture.n_in_flight < IN_FLIGHT_MAX;
+    return (primary_may_cut(&g->core) || g->estimate.runs) &&
+           g->capture.n_in_flight < IN_FLIGHT_MAX;
 }
 
 static bool is_remus(const struct guard *g)
@@ -149,6 +150,7 @@ static void close_epoch(struct guard *g)
     fault_point("guard.closed");
     controller_cut(&g->controller, now);
     stats_epoch(&g->stats, &c->now);
+    estimate_epoch(g, &c->now);
 }
 
 /* Lets the VM run, unless there is a reason to wait. */
@@ -249,9 +251,23 @@ static void copy(struct guard *g)
     fault_point("guard.copied");
     /* What the guest sent up to here was sent before this checkpoint: it covers it. */
     output_take(g->output);
-    gate_cut(&g->gate, c->epoch);
+    if (!c->estimated)
+        gate_cut(&g->gate, c->epoch);
     fault_point("guard.cut");
     go_on(g);
+}
+
+static int begin_epoch(struct guard *g)
+{
+    struct capture *c = &g->capture;
+
+    c->estimated = g->estimate.runs;
+    if (c->estimated) {
+        c->epoch = estimate_cut(g);
+        return sender_begin(g->sender, c->epoch, c->term = 0, NULL);
+    }
+    c->epoch = primary_cut(&g->core, &c->term);
+    return sender_begin(g->sender, c->epoch, c->term, resync_cut(g, c->epoch, c->term));
 }
 
 /* The VM stands still and may be cut: numbers the epoch and completes its pages. */
@@ -262,9 +278,8 @@ static void open_epoch(struct guard *g, const struct hyp_state *state)
     c->phase = CAPTURE_COPYING;
     c->epoch_open = true;
     c->fate = EPOCH_IN_FLIGHT;
-    c->epoch = primary_cut(&g->core, &c->term);
     c->state = *state; /* its bytes stay until the next checkpoint */
-    if (sender_begin(g->sender, c->epoch, c->term, resync_cut(g, c->epoch, c->term)) < 0)
+    if (begin_epoch(g) < 0)
         torn(g, "the sender does not take the epoch");
     take_dirty(g);
     if (run_list_append(&c->set.list, &c->carry) < 0)
@@ -290,7 +305,7 @@ static void on_checkpoint(void *user, const struct hyp_state *state,
     c->now.state_ns = timing->state_ns - timing->stop_ns;
     c->failures = 0;
     check_flushes(g);
-    if (may_cut(g)) {
+    if (capture_may_cut(g)) {
         fault_point("guard.paused");
         open_epoch(g, state);
         return;
@@ -310,7 +325,7 @@ static void on_stopped(void *user)
 
     g->capture.late_at_ns = CORE_NEVER;
     disks_phase(g->body->disks, DISK_STOPPED);
-    if (may_cut(g) && !is_remus(g)) {
+    if (capture_may_cut(g) && !is_remus(g)) {
         take_dirty(g);
         (void)copy_set_copy(&g->capture.set, UINT64_MAX); /* the last pass does the rest */
     }
@@ -413,7 +428,7 @@ static bool ahead_pays(const struct guard *g)
 {
     const struct capture *c = &g->capture;
 
-    return may_cut(g) && !is_remus(g) &&
+    return capture_may_cut(g) && !is_remus(g) &&
            (c->dirty_pages >= AHEAD_PAGES || c->now.pages >= AHEAD_PAGES);
 }
 

@@ -1,18 +1,22 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/fault.h"
 #include "guard/internal.h"
-#include "guard/seed.h"
 
 /* What would it cost to protect this VM? For a while a VM without a standby is treated as if it had
  * one: epochs are cut when the controller says so, copied, encoded and written, to nowhere. Its
  * output flows; the epochs have numbers of their own and no term, and nobody ever hears of them. */
+
+static_assert((int)IN_FLIGHT_MAX <= (int)ESTIMATE_IN_FLIGHT, "each epoch in flight has a place");
 
 enum { SECONDS_DEFAULT = 30, SECONDS_MAX = 3600 };
 
@@ -165,7 +169,7 @@ uint64_t estimate_cut(struct guard *g)
     struct estimate *e = &g->estimate;
 
     e->seen_frames = released_frames(g);
-    e->ordered_ns[++e->epoch % IN_FLIGHT_MAX] = g->capture.ordered_ns;
+    e->ordered_ns[++e->epoch % ESTIMATE_IN_FLIGHT] = g->capture.ordered_ns;
     return e->epoch;
 }
 
@@ -196,7 +200,7 @@ void estimate_sent(struct guard *g, uint64_t epoch)
     if (!e->runs)
         return;
     while (e->sent < epoch)
-        sample_add(&e->commits, now - e->ordered_ns[++e->sent % IN_FLIGHT_MAX]);
+        sample_add(&e->commits, now - e->ordered_ns[++e->sent % ESTIMATE_IN_FLIGHT]);
     capture_committed(g, epoch);
 }
 
@@ -205,10 +209,11 @@ void estimate_sent(struct guard *g, uint64_t epoch)
 void estimate_request(struct guard *g, struct control_request *req)
 {
     const char *vm = g->body->spec.name;
-    uint64_t seconds = SECONDS_DEFAULT;
+    const json_t *wish = json_object_get(control_body(req), "seconds");
+    json_int_t seconds = wish ? json_integer_value(wish) : SECONDS_DEFAULT;
     struct err err;
 
-    if (control_number(req, "seconds", &seconds) < 0 || seconds < 1 || seconds > SECONDS_MAX)
+    if (seconds < 1 || seconds > SECONDS_MAX)
         control_fail(req, "%s: estimate takes 1 to %d seconds", vm, SECONDS_MAX);
     else if (g->core.state == PRIMARY_PROTECTED)
         control_fail(req, "%s: is protected: status and trace tell what that costs", vm);

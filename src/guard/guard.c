@@ -56,6 +56,7 @@ static void finish(struct guard *g)
 static void destroy_vm(struct guard *g)
 {
     seed_stop(g);
+    estimate_end(g, "the VM ended");
     fault_point("guard.destroy");
     output_drop(g->output);
     if (g->body->vm)
@@ -186,6 +187,7 @@ static bool act(struct guard *g, struct action *a)
         destroy_vm(g);
         break;
     case ACT_LINK_CONNECT:
+        estimate_end(g, "the VM is being protected");
         link_connect(g, a->u.resume);
         break;
     case ACT_SEED:
@@ -300,6 +302,7 @@ static int on_sender(sd_event_source *source, int fd, uint32_t events, void *use
 
     (void)!read(fd, &count, sizeof(count)); /* only wakes us */
     sender_report_get(g->sender, &report);
+    estimate_sent(g, report.sent_epoch);
     if (report.error && g->link.up)
         link_broken(g, strerror(-report.error));
     seed_continue(g);
@@ -489,6 +492,7 @@ void guard_free(struct guard *g)
     output_close(g->output);
     arbiter_client_close(g->arbiter);
     sender_close(g->sender);
+    estimate_free(g);
     capture_free(g);
     if (g->pool)
         stage_pool_close(g->pool);

@@ -8,6 +8,7 @@
 #include "core/gate.h"
 #include "core/primary.h"
 #include "guard/copy_set.h"
+#include "guard/estimate.h"
 #include "guard/guard.h"
 #include "guard/output.h"
 #include "guard/resync.h"
@@ -76,6 +77,7 @@ struct capture {
     struct copy_set set; /* the pages of the epoch that is being made */
     bool epoch_open;     /* an epoch was cut, to be closed when the VM runs */
     uint64_t epoch, term;
+    bool estimated; /* the epoch is an estimate's */
     struct run_list carry;                /* pages of epochs that were lost with the link */
     struct in_flight ring[IN_FLIGHT_MAX]; /* oldest first */
     unsigned n_in_flight;
@@ -150,6 +152,7 @@ struct guard {
     struct arbiter_client *arbiter;
     struct capture capture;
     struct seed seed;
+    struct estimate estimate;
     struct resync resync;
     struct link link;
     struct stats stats;
@@ -171,6 +174,8 @@ void guard_simple_event(struct guard *g, enum primary_event_type type);
 
 /* capture.c */
 extern const struct hyp_callbacks capture_callbacks;
+/* The VM may be cut now: it has a standby to receive that, or an estimate is being made. */
+bool capture_may_cut(const struct guard *g);
 void capture_begin(struct guard *g);
 /* When capture_continue() must be called at the latest. */
 uint64_t capture_deadline(const struct guard *g);
@@ -190,6 +195,8 @@ void capture_free(struct guard *g);
 
 /* seed.c */
 void seed_begin(struct guard *g);
+/* Dirty tracking begins, with all pages clean. */
+int seed_track(struct guard *g, struct err *err) US_MUST_CHECK;
 void seed_stop(struct guard *g);
 /* Goes on after staging memory or acknowledgements came. */
 void seed_continue(struct guard *g);
@@ -238,6 +245,20 @@ void link_broken(struct guard *g, const char *why);
 /* addresses.c */
 /* Tells the standby the guest's addresses if there is something to tell. The link is up. */
 void addresses_tell(struct guard *g);
+
+/* estimate.c */
+void estimate_request(struct guard *g, struct control_request *req);
+/* The VM is to be protected now, or is gone: ends what is being made. `why`: for people. */
+void estimate_end(struct guard *g, const char *why);
+/* While one is being made: numbers an epoch; frames have left that an epoch should cover; an epoch
+ * was closed; was written. */
+uint64_t estimate_cut(struct guard *g);
+bool estimate_frames_wait(struct guard *g);
+void estimate_epoch(struct guard *g, const struct epoch_trace *trace);
+void estimate_sent(struct guard *g, uint64_t epoch);
+/* For status; NULL: none was made. */
+json_t *estimate_json(struct guard *g);
+void estimate_free(struct guard *g);
 
 /* figures.c */
 /* What is measured, for status. */

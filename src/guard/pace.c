@@ -23,7 +23,7 @@ static void controller_input(struct guard *g, uint64_t now, struct controller_in
     if (output_waits(g->output))
         g->talked_ns = now;
     *ret_in = (struct controller_input){
-        .frames_wait = output_waits(g->output),
+        .frames_wait = output_waits(g->output) || estimate_frames_wait(g),
         .in_flight = g->capture.n_in_flight,
         .dirty_pages = g->capture.dirty_pages,
         .disks_press = resync_presses(g, now - g->talked_ns < TALKING_MS * NS_PER_MS),
@@ -44,15 +44,14 @@ uint64_t pace_cut_if_due(struct guard *g, uint64_t now)
     struct controller_input in;
     uint64_t at, probe_at;
 
-    if (g->capture.phase != CAPTURE_IDLE || !primary_may_cut(&g->core) ||
-        g->capture.n_in_flight >= IN_FLIGHT_MAX)
+    if (g->capture.phase != CAPTURE_IDLE || !capture_may_cut(g))
         return CORE_NEVER;
     if (now < g->capture.retry_at_ns)
         return g->capture.retry_at_ns;
     if (now >= controller_probe_at(&g->controller))
         probe(g, now);
     controller_input(g, now, &in);
-    if (g->core.arm_epoch == 0 || g->core.state == PRIMARY_HANDING ||
+    if ((g->core.arm_epoch == 0 && !g->estimate.runs) || g->core.state == PRIMARY_HANDING ||
         controller_due(&g->controller, &in, now)) {
         capture_begin(g);
         return g->capture.retry_at_ns > now ? g->capture.retry_at_ns : CORE_NEVER;

@@ -185,13 +185,15 @@ void seed_continue(struct guard *g)
         (void)sd_event_source_set_enabled(g->seed.source, SD_EVENT_ONESHOT);
 }
 
-/* Forgets what is dirty: round 0 sends everything anyway. */
-static int forget_dirty(struct guard *g)
+int seed_track(struct guard *g, struct err *err)
 {
-    int r = g->body->ops->dirty_take(g->body->vm, &g->seed.dirty);
+    int r = g->body->ops->track(g->body->vm, err);
 
-    g->seed.dirty.n = 0;
-    return r;
+    if (r < 0)
+        return r;
+    r = g->body->ops->dirty_take(g->body->vm, &g->seed.dirty);
+    g->seed.dirty.n = 0; /* forgotten */
+    return r < 0 ? err_sys(err, r, "dirty pages") : 0;
 }
 
 void seed_begin(struct guard *g)
@@ -200,9 +202,7 @@ void seed_begin(struct guard *g)
     struct err err;
     int r;
 
-    r = g->body->ops->track(g->body->vm, &err);
-    if (r >= 0 && (r = forget_dirty(g)) < 0)
-        (void)err_sys(&err, r, "dirty pages");
+    r = seed_track(g, &err); /* round 0 sends everything anyway */
     if (r >= 0 && !s->source) {
         r = sd_event_add_defer(g->event, &s->source, on_step, g);
         if (r >= 0)

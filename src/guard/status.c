@@ -88,6 +88,8 @@ json_t *status_json(struct guard *g)
             json_pack("{s:{s:f, s:f, s:f, s:I}}", "takeover", "decided_unix_ms",
                       g->takeover.decided_ms, "won_unix_ms", g->takeover.won_ms, "running_unix_ms",
                       g->takeover.running_ms, "epoch", (json_int_t)g->takeover.epoch));
+    if (g->estimate.made)
+        add(status, json_pack("{s:o}", "estimate", estimate_json(g)));
     if (g->body->disks)
         add(status, resync_status(g));
     return status;
@@ -186,6 +188,8 @@ void guard_request(struct guard *g, struct control_request *req)
 
     if (strcmp(command, "status") == 0) {
         control_reply(req, json_pack("{s:o}", "status", status_json(g)));
+    } else if (strcmp(command, "estimate") == 0) {
+        estimate_request(g, req);
     } else if (strcmp(command, "trace") == 0) {
         control_reply(req, figures_trace(g));
     } else if (strcmp(command, "protect") == 0) {

@@ -106,6 +106,7 @@ static const struct {
     {"switchover", true, order},
     {"verify", true, order},
     {"trace", true, order},
+    {"estimate", true, order},
     {"status", false, status},
     {"ping", false, ping},
     {"key", false, keys_show},

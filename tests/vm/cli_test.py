@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What people see: help, checks, refusals that name the thing and the way out, no litter."""
 
+import json
 import os
 import re
 import subprocess
@@ -10,7 +11,7 @@ from rig import BUILD, GUEST, Rig, Tap, expect, wait_for
 
 tap = Tap()
 COMMANDS = ("start", "status", "protect", "unprotect", "failover", "switchover", "verify",
-            "recover", "stop", "check")
+            "estimate", "trace", "recover", "stop", "check")
 
 
 def write(lab, name, text):
@@ -27,6 +28,10 @@ def base(**changes):
              "nics": "[{bridge: br0}]", "protect": "{standby: hostb}"}
     lines.update(changes)
     return "".join(f"{key}: {value}\n" for key, value in lines.items() if value is not None)
+
+
+def trace_of(lab):
+    return json.loads(lab.must("hosta", "trace", "web", "--json"))
 
 
 def devices(lab):
@@ -95,6 +100,47 @@ def machine_is_pinned():
             left += [f"{folder}/{name}" for name in names]
         expect(not left, f"left behind: {left}")
         expect(devices(lab) == before, f"left behind: {devices(lab) - before}")
+
+
+@tap.test
+def what_protection_costs():
+    """estimate tells what protecting a VM would cost, trace where the pauses of a protected one go"""
+    with Rig("estimate") as lab:
+        lab.start_vm(standby=None)
+        lab.wait_guest()
+        said = lab.must("hosta", "estimate", "web", "--seconds", "4", "--json")
+        outcome = json.loads(said[said.index("{"):])
+        expect(not outcome["error"] and 3.5 < outcome["elapsed_s"] < 6, f"{outcome}")
+        expect(outcome["epochs"] >= 8 and 0 < outcome["pause"]["p50_ms"] < 100
+               and 0 < outcome["slowdown_pct"] < 90
+               and 0 < outcome["wire_bytes_per_s"] < outcome["raw_bytes_per_s"], f"{outcome}")
+        # The keeper writes to its memory all the time: most of it must have been seen.
+        expect(outcome["pages_per_s"] > 200, f"{outcome}")
+        for seconds in ("0", "4000"):
+            done = lab.cli("hosta", "estimate", "web", "--seconds", seconds)
+            expect(done.returncode, f"{seconds} seconds are accepted")
+
+        # An order to protect the VM ends an estimate.
+        with lab.spawn("hosta", ["understudy", "estimate", "web"],
+                       stderr=subprocess.PIPE) as cli:
+            wait_for("the estimate", lambda: lab.status("hosta")["estimate"]["running"], 10)
+            lab.must("hosta", "protect", "web", "--to", "hostb")
+            error = cli.stderr.read()
+            expect(cli.wait(10) == 1 and b"being protected" in error, f"{error}")
+        lab.wait_state("hosta", "protected", 40)
+        done = lab.cli("hosta", "estimate", "web")
+        expect(done.returncode == 1 and "is protected" in done.stderr, f"{done}")
+        wait_for("epochs", lambda: len(trace_of(lab)) >= 10, 20)
+        for epoch in trace_of(lab):
+            parts = sum(epoch[f"{part}_ms"] for part in ("state", "scan", "copy", "resume"))
+            expect(0 < parts <= epoch["pause_ms"] + 0.001, f"{epoch}")
+        lines = lab.must("hosta", "trace", "web").splitlines()
+        expect(lines[0].startswith("EPOCH") and len(lines) > 10, f"{lines[:3]}")
+        # The copy that was made after the estimate is as good as any.
+        lab.lab("crash", "hosta")
+        lab.wait_state("hostb", "solo", 10)
+        lab.wait_guest()
+        lab.check_keeper()
 
 
 @tap.test
