@@ -143,7 +143,7 @@ static void close_epoch(struct guard *g)
     c->now.at_ns = now;
     c->now.pages = copy_set_pages(&c->set);
     c->now.resume_ns = now - c->resumed_ns;
-    c->now.pause_ns = now - c->ordered_ns - c->now.stop_ns;
+    c->now.pause_ns = now - c->stopped_ns;
     if (c->fate == EPOCH_IN_FLIGHT)
         send_epoch(g);
     remember(g);
@@ -323,6 +323,7 @@ static void on_stopped(void *user)
 {
     struct guard *g = user;
 
+    g->capture.stopped_ns = clock_now_ns();
     g->capture.late_at_ns = CORE_NEVER;
     disks_phase(g->body->disks, DISK_STOPPED);
     if (capture_may_cut(g) && !is_remus(g)) {

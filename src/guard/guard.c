@@ -361,6 +361,7 @@ static int setup_pipeline(struct guard *g, struct err *err)
 {
     const struct sender_options options = {
         .delta_cache_bytes = (uint64_t)g->config->delta_cache_mib << 20,
+        .raw = g->body->spec.protect.engine == VM_ENGINE_REMUS,
     };
     int r;
 

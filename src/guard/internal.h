@@ -81,7 +81,7 @@ struct capture {
     struct run_list carry;                /* pages of epochs that were lost with the link */
     struct in_flight ring[IN_FLIGHT_MAX]; /* oldest first */
     unsigned n_in_flight;
-    uint64_t begun_ns, ordered_ns, resumed_ns; /* the epoch; its checkpoint; the resume */
+    uint64_t begun_ns, ordered_ns, stopped_ns, resumed_ns; /* of the present epoch */
     struct epoch_trace now; /* of the epoch that is being made, or the last one */
     uint64_t late_at_ns; /* STOPPING: when flushes wait no longer for the stop; CORE_NEVER = over */
     struct hyp_state state; /* of the epoch that is being cut */
