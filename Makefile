@@ -28,6 +28,10 @@ check: setup ## all tests (root); the last line is "N passed, N failed, N skippe
 nightly: setup ## what takes too long for check: hours (root)
 	@tools/nightly
 
+bench: guest ## measure what protection costs guests at work, against engine: remus (root, 20 minutes)
+	@tools/bench-image $(BUILD)/bench-guest $(BUILD)/guest
+	@bench/speed
+
 bench-basic: guest ## measure outage, activation, pause, latency and idle cost (root)
 	@bench/basic
 
@@ -43,4 +47,4 @@ install: all ## install below DESTDIR
 clean: ## remove what was built
 	@rm -rf $(BUILD) bench/out
 
-.PHONY: all help setup guest demo check nightly bench-basic bench-disk bench-link install clean
+.PHONY: all help setup guest demo check nightly bench bench-basic bench-disk bench-link install clean

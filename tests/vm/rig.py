@@ -66,9 +66,10 @@ def open_to_all(path):
 class Ledger:
     """A ledger client that runs until stop(); result() is its last line as numbers."""
 
-    def __init__(self, rig, interval_ms=10, seconds=600, out=None, connections=1, gap_ms=50):
+    def __init__(self, rig, interval_ms=10, seconds=600, out=None, connections=1, gap_ms=50,
+                 address=GUEST_IP):
         self.log = os.path.join(rig.dir, f"ledger-{len(rig.clients)}.log")
-        command = [f"{BUILD}/tests/guest/ledger-client", "--host", GUEST_IP, "--port",
+        command = [f"{BUILD}/tests/guest/ledger-client", "--host", address, "--port",
                    str(LEDGER_PORT), "--interval-ms", str(interval_ms), "--duration-s",
                    str(seconds), "--connections", str(connections), "--report-gap-ms", str(gap_ms)]
         if out:
@@ -287,16 +288,16 @@ class Rig:
     # -- the VM --
 
     def vm_file(self, name="web", memory="256M", standby="hostb", keeper_mib=32, keeper_rate=8,
-                cpus=1, machine="pc-i440fx-7.2", extra="", nics=1, interval="", words=""):
+                cpus=1, machine="pc-i440fx-7.2", extra="", nics=1, interval="", words="", number=0):
         """Writes a VM file. words: for the guest (tests/guest/init); interval, extra: lines of the
-        section `protect`, lines at the end."""
+        section `protect`, lines at the end; number: of the VM, which tells its addresses."""
         path = f"{self.dir}/{name}.yaml"
         console = f"{self.dir}/{name}.console"
         with open(console, "a", encoding="ascii"):
             os.chown(console, EMULATOR_USER, EMULATOR_USER)
-        nic_lines = "".join(f"  - mac: 52:54:00:75:73:{i + 1:02x}\n    bridge: br0\n"
+        nic_lines = "".join(f"  - mac: 52:54:00:75:{0x73 + number:02x}:{i + 1:02x}\n    bridge: br0\n"
                             for i in range(nics))
-        ips = " ".join(f"us.ip{i or ''}=10.78.{i}.10/24" for i in range(nics))
+        ips = " ".join(f"us.ip{i or ''}=10.78.{i}.{10 + number}/24" for i in range(nics))
         protect = f"protect:\n  standby: {standby}\n{interval}" if standby else ""
         with open(path, "w", encoding="ascii") as out:
             out.write(f"name: {name}\nmemory: {memory}\ncpus: {cpus}\n"
@@ -333,15 +334,15 @@ class Rig:
         return wait_for(f"{vm} to be {state} on {host} (is {self.state(host, vm)!r})",
                         lambda: self.state(host, vm) == state and self.status(host, vm), seconds)
 
-    def guest_ask(self, port, question, seconds=15):
-        done = self.lab("exec", "client", f"{BUILD}/tests/guest/guest-ask", GUEST_IP, str(port),
+    def guest_ask(self, port, question, seconds=15, address=GUEST_IP):
+        done = self.lab("exec", "client", f"{BUILD}/tests/guest/guest-ask", address, str(port),
                         question, str(seconds), check=False, timeout=2 * seconds + 10)
         expect(done.returncode == 0, f"the guest does not answer {question}: {done.stderr.strip()}")
         return done.stdout.strip()
 
-    def guest_run(self, command, seconds=60, check=True):
+    def guest_run(self, command, seconds=60, check=True, address=GUEST_IP):
         """Has the guest's runner carry out a shell command; returns what it prints."""
-        done = self.lab("exec", "client", f"{BUILD}/tests/guest/guest-run", GUEST_IP, command,
+        done = self.lab("exec", "client", f"{BUILD}/tests/guest/guest-run", address, command,
                         str(seconds), check=False, timeout=seconds + 10)
         expect(not check or done.returncode == 0, f"the guest's '{command}': exit status"
                f" {done.returncode}: {done.stdout.strip()}{done.stderr.strip()}")
