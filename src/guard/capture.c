@@ -530,8 +530,10 @@ void capture_forget(struct guard *g)
 int capture_setup(struct guard *g)
 {
     struct capture *c = &g->capture;
-    int r = copy_set_init(&c->set, g->pool, g->body->ram, g->body->n_pages);
+    int r = parallel_new(0, &c->parallel);
 
+    if (r >= 0)
+        r = copy_set_init(&c->set, g->pool, c->parallel, g->body->ram, g->body->n_pages);
     if (r >= 0)
         r = sd_event_add_defer(g->event, &c->ahead, on_ahead, g);
     if (r >= 0)
@@ -545,6 +547,7 @@ void capture_free(struct guard *g)
 
     sd_event_source_disable_unref(g->capture.ahead);
     copy_set_free(&g->capture.set);
+    parallel_free(g->capture.parallel);
 
     for (i = 0; i < IN_FLIGHT_MAX; i++)
         run_list_free(&g->capture.ring[i].runs);

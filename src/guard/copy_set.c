@@ -8,10 +8,15 @@
 
 #include "base/fault.h"
 
-int copy_set_init(struct copy_set *set, struct stage_pool *pool, const uint8_t *ram,
-                  uint64_t n_pages)
+enum {
+    PART_PAGES = 64,
+    ALONE_PAGES = 1024, /* fewer than these are not worth waking anybody up */
+};
+
+int copy_set_init(struct copy_set *set, struct stage_pool *pool, struct parallel *parallel,
+                  const uint8_t *ram, uint64_t n_pages)
 {
-    *set = (struct copy_set){.pool = pool, .ram = ram};
+    *set = (struct copy_set){.pool = pool, .parallel = parallel, .ram = ram};
     set->place = FAULTY_ALLOC("guard.copy-set", calloc(n_pages, sizeof(*set->place)));
     /* Each page is in one chunk, and none but the last is partly filled. */
     set->chunks = calloc(n_pages / STAGE_CHUNK_PAGES + 1, sizeof(*set->chunks));
@@ -38,24 +43,44 @@ static bool make_place(struct copy_set *set, uint64_t page)
     return true;
 }
 
-/* Copies a page to its place, unless its copy is final. */
-static void copy_page(struct copy_set *set, uint64_t page)
+static void copy_part(void *user, size_t part)
 {
-    size_t place = set->place[page] - 1;
-    size_t chunk = place / STAGE_CHUNK_PAGES;
+    const struct copy_set *set = user;
+    size_t end = (part + 1) * PART_PAGES < set->n_batch ? (part + 1) * PART_PAGES : set->n_batch;
 
-    if (chunk < set->n_given)
-        return;
-    memcpy(set->chunks[chunk]->bytes + place % STAGE_CHUNK_PAGES * STAGE_PAGE_BYTES,
-           set->ram + page * STAGE_PAGE_BYTES, STAGE_PAGE_BYTES);
+    for (size_t i = part * PART_PAGES; i < end; i++) {
+        uint64_t page = set->batch[i];
+        size_t place = set->place[page] - 1;
+
+        memcpy(set->chunks[place / STAGE_CHUNK_PAGES]->bytes +
+                   place % STAGE_CHUNK_PAGES * STAGE_PAGE_BYTES,
+               set->ram + page * STAGE_PAGE_BYTES, STAGE_PAGE_BYTES);
+    }
 }
 
-bool copy_set_copy(struct copy_set *set, uint64_t max_pages)
+static void copy_batch(struct copy_set *set)
+{
+    parallel_run(set->n_batch < ALONE_PAGES ? NULL : set->parallel,
+                 (set->n_batch + PART_PAGES - 1) / PART_PAGES, copy_part, set);
+    set->n_batch = 0;
+}
+
+/* Has a page copied to its place, unless its copy is final. */
+static void copy_page(struct copy_set *set, uint64_t page)
+{
+    if ((set->place[page] - 1) / STAGE_CHUNK_PAGES < set->n_given)
+        return;
+    set->batch[set->n_batch++] = page;
+    if (set->n_batch == COPY_BATCH_PAGES)
+        copy_batch(set);
+}
+
+/* Has the next pages of the list copied. As copy_set_copy(). */
+static bool copy_list(struct copy_set *set, uint64_t max_pages)
 {
     for (; set->run < set->list.n; set->run++, set->page = 0) {
         const struct page_run *run = &set->list.runs[set->run];
 
-        /* The last run may have grown since. */
         for (; set->page < run->count; set->page++) {
             uint64_t page = run->first + set->page;
 
@@ -64,9 +89,17 @@ bool copy_set_copy(struct copy_set *set, uint64_t max_pages)
             copy_page(set, page);
         }
         if (set->run + 1 == set->list.n)
-            return true;
+            break; /* the last run may grow */
     }
     return true;
+}
+
+bool copy_set_copy(struct copy_set *set, uint64_t max_pages)
+{
+    bool done = copy_list(set, max_pages);
+
+    copy_batch(set);
+    return done;
 }
 
 bool copy_set_full(const struct copy_set *set)
@@ -86,6 +119,7 @@ void copy_set_refresh(struct copy_set *set)
                 copy_page(set, run->first + k);
         }
     }
+    copy_batch(set);
 }
 
 struct stage_chunk *copy_set_take(struct copy_set *set)

@@ -74,6 +74,7 @@ struct capture {
     enum flush_check flush;
     enum epoch_fate fate;
     bool torn;           /* the epoch must not be completed */
+    struct parallel *parallel;
     struct copy_set set; /* the pages of the epoch that is being made */
     bool epoch_open;     /* an epoch was cut, to be closed when the VM runs */
     uint64_t epoch, term;

@@ -9,7 +9,7 @@
 /* The set of pages of an epoch, against a memory that is written while it is copied: whatever is
  * sent must be the memory as it was at the end, each page once. */
 
-enum { PAGES = 4096, POOL_CHUNKS = 4, ROUNDS = 300 };
+enum { PAGES = 4096, POOL_CHUNKS = 10, ROUNDS = 300 };
 
 static struct {
     uint8_t *ram;   /* PAGES; of each page the first and the last word are used */
@@ -17,6 +17,7 @@ static struct {
     uint8_t *sent;  /* the copies that were taken, by page */
     unsigned n_sent[PAGES];
     struct stage_pool *pool;
+    struct parallel *parallel;
     struct copy_set set;
     unsigned seed;
 } t;
@@ -34,12 +35,14 @@ static int open_set(void **state)
     t.dirty = calloc(PAGES, 1);
     t.pool = stage_pool_new((uint64_t)POOL_CHUNKS * STAGE_CHUNK_PAGES * STAGE_PAGE_BYTES);
     t.seed = 1;
-    return copy_set_init(&t.set, t.pool, t.ram, PAGES);
+    assert_int_equal(parallel_new(3, &t.parallel), 0);
+    return copy_set_init(&t.set, t.pool, t.parallel, t.ram, PAGES);
 }
 
 static int close_set(void **state)
 {
     copy_set_free(&t.set);
+    parallel_free(t.parallel);
     assert_int_equal(stage_pool_free_chunks(t.pool), POOL_CHUNKS);
     stage_pool_close(t.pool);
     free(t.ram);
@@ -113,7 +116,7 @@ static void each_page_once_and_as_it_is_last(void **state)
 
         memset(t.n_sent, 0, sizeof(t.n_sent));
         for (unsigned pass = dice(4); pass > 0; pass--) {
-            write_some(dice(1000));
+            write_some(dice(3000));
             take();
             for (unsigned piece = dice(20); piece > 0; piece--) {
                 if (copy_set_copy(&t.set, dice(100)) || copy_set_full(&t.set))
@@ -121,7 +124,7 @@ static void each_page_once_and_as_it_is_last(void **state)
                 write_some(dice(20));
             }
         }
-        write_some(dice(800));
+        write_some(dice(4000));
         last_pass();
         for (unsigned page = 0; page < PAGES; page++) {
             assert_in_range(t.n_sent[page], 0, 1);
