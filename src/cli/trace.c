@@ -25,8 +25,8 @@ static error_t parse_trace(int key, char *arg, struct argp_state *state)
 static const struct {
     const char *title, *key;
 } columns[] = {
-    {"PAUSE", "pause_ms"},   {"(AHEAD)", "ahead_ms"}, {"(STOP)", "stop_ms"}, {"STATE", "state_ms"},
-    {"SCAN", "scan_ms"},     {"COPY", "copy_ms"},     {"RESUME", "resume_ms"},
+    {"PAUSE", "pause_ms"}, {"(AHEAD)", "ahead_ms"}, {"(STOP)", "stop_ms"},   {"STATE", "state_ms"},
+    {"SCAN", "scan_ms"},   {"COPY", "copy_ms"},     {"RESUME", "resume_ms"},
 };
 
 enum { N_COLUMNS = sizeof(columns) / sizeof(columns[0]) };
@@ -61,8 +61,7 @@ int cli_trace(int argc, char **argv)
         for (i = 0; i < N_COLUMNS; i++)
             printf(" %7s", columns[i].title);
         printf("\n");
-        json_array_foreach(epochs, i, epoch)
-            print_epoch(epoch);
+        json_array_foreach(epochs, i, epoch) print_epoch(epoch);
     }
     json_decref(answer);
     return CLI_OK;

@@ -174,6 +174,13 @@ static void seeding_line(const json_t *vm)
              view_number(seeding, "total_bytes") / MIB);
 }
 
+static double part_ms(const json_t *vm, const char *part)
+{
+    const json_t *parts = json_object_get(vm, "pause_parts");
+
+    return view_number(json_object_get(parts, part), "p50_ms");
+}
+
 static void primary_lines(const json_t *vm)
 {
     seeding_line(vm);
@@ -182,6 +189,8 @@ static void primary_lines(const json_t *vm)
          view_number(vm, "epochs_per_s"), view_number(vm, "interval_ms"));
     line("pause", "p50 %.1f ms, p99 %.1f ms; %.0f dirty pages", view_number(vm, "pause_p50_ms"),
          view_number(vm, "pause_p99_ms"), view_number(vm, "dirty_pages"));
+    line("", "of that device state %.1f, last scan %.1f, last copy %.1f, resume %.1f ms",
+         part_ms(vm, "state"), part_ms(vm, "scan"), part_ms(vm, "copy"), part_ms(vm, "resume"));
     line("sent", "%.1f MiB for %.1f MiB of memory and state", view_number(vm, "bytes_sent") / MIB,
          view_number(vm, "bytes_raw") / MIB);
     line("output", "%.0f frames held (%.0f bytes), %.0f released, %.0f dropped",

@@ -33,8 +33,8 @@ struct copy_set {
     size_t n_given; /* of them: taken from the set, final */
     size_t run;     /* how far the list is copied: the run, and the page in it */
     uint64_t page;
-    uint64_t n_pages;   /* that have a place */
-    size_t n_batch;     /* pages that have a place and wait to be copied */
+    uint64_t n_pages; /* that have a place */
+    size_t n_batch;   /* pages that have a place and wait to be copied */
     uint64_t batch[COPY_BATCH_PAGES];
 };
 

@@ -267,15 +267,14 @@ json_t *estimate_json(struct guard *g)
         seconds = 1e-9;
     if (fstat(g->body->ram_fd, &ram) < 0)
         ram.st_blocks = 0;
-    return json_pack(
-        "{s:b, s:s, s:f, s:i, s:I, s:o, s:o, s:f, s:f, s:f, s:f, s:f, s:I}", "running", e->runs,
-        "error", e->error, "elapsed_s", seconds, "seconds", (int)e->seconds, "epochs",
-        (json_int_t)e->pauses.n, "pause", samples_json(&e->pauses), "commit",
-        samples_json(&e->commits), "slowdown_pct",
-        (double)e->pauses.sum_ns / (double)NS_PER_S / seconds * 100, "cpu_pct",
-        (double)(e->to.cpu_ns - e->from.cpu_ns) / (double)NS_PER_S / seconds * 100,
-        "pages_per_s", (double)e->pages / seconds, "raw_bytes_per_s",
-        (double)(e->to.raw_bytes - e->from.raw_bytes) / seconds, "wire_bytes_per_s",
-        (double)(e->to.wire_bytes - e->from.wire_bytes) / seconds, "first_copy_bytes",
-        (json_int_t)ram.st_blocks * 512);
+    return json_pack("{s:b, s:s, s:f, s:i, s:I, s:o, s:o, s:f, s:f, s:f, s:f, s:f, s:I}", "running",
+                     e->runs, "error", e->error, "elapsed_s", seconds, "seconds", (int)e->seconds,
+                     "epochs", (json_int_t)e->pauses.n, "pause", samples_json(&e->pauses), "commit",
+                     samples_json(&e->commits), "slowdown_pct",
+                     (double)e->pauses.sum_ns / (double)NS_PER_S / seconds * 100, "cpu_pct",
+                     (double)(e->to.cpu_ns - e->from.cpu_ns) / (double)NS_PER_S / seconds * 100,
+                     "pages_per_s", (double)e->pages / seconds, "raw_bytes_per_s",
+                     (double)(e->to.raw_bytes - e->from.raw_bytes) / seconds, "wire_bytes_per_s",
+                     (double)(e->to.wire_bytes - e->from.wire_bytes) / seconds, "first_copy_bytes",
+                     (json_int_t)ram.st_blocks * 512);
 }

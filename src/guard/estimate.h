@@ -25,12 +25,12 @@ struct estimate {
     bool runs;
     bool made; /* there are figures */
     unsigned seconds;
-    char error[128];                          /* why it ended early; "" = it did not */
-    uint64_t epoch, sent;                     /* newest cut; newest written */
-    uint64_t ordered_ns[ESTIMATE_IN_FLIGHT];  /* of the epochs between these, by epoch */
-    uint64_t seen_frames;                     /* released when the last epoch was cut */
-    uint64_t pages;                           /* of all epochs */
-    struct samples pauses, commits;           /* commit: from the order to the last byte written */
+    char error[128];                         /* why it ended early; "" = it did not */
+    uint64_t epoch, sent;                    /* newest cut; newest written */
+    uint64_t ordered_ns[ESTIMATE_IN_FLIGHT]; /* of the epochs between these, by epoch */
+    uint64_t seen_frames;                    /* released when the last epoch was cut */
+    uint64_t pages;                          /* of all epochs */
+    struct samples pauses, commits;          /* commit: from the order to the last byte written */
     struct estimate_counters from, to;
     sd_event_source *deadline;
 };

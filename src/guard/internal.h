@@ -73,12 +73,12 @@ struct capture {
     enum capture_phase phase;
     enum flush_check flush;
     enum epoch_fate fate;
-    bool torn;           /* the epoch must not be completed */
+    bool torn; /* the epoch must not be completed */
     struct parallel *parallel;
     struct copy_set set; /* the pages of the epoch that is being made */
     bool epoch_open;     /* an epoch was cut, to be closed when the VM runs */
     uint64_t epoch, term;
-    bool estimated; /* the epoch is an estimate's */
+    bool estimated;                       /* the epoch is an estimate's */
     struct run_list carry;                /* pages of epochs that were lost with the link */
     struct in_flight ring[IN_FLIGHT_MAX]; /* oldest first */
     unsigned n_in_flight;
