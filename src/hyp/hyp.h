@@ -124,7 +124,8 @@ struct hyp_ops {
     /* Starts dirty tracking: from now on every page written by the guest or the hypervisor is
      * recorded. All pages count as clean after it. Blocks for milliseconds (more with terabytes);
      * the guest may run.
-     * -EOPNOTSUPP names the missing kernel feature. Idempotent. */
+     * -EOPNOTSUPP names the missing kernel feature. Idempotent, but for tracking that has failed
+     * (dirty_take says so) and begins anew then. */
     int (*track)(struct hyp_vm *vm, struct err *err) US_MUST_CHECK;
 
     /* Async (on_checkpoint | on_failure): stops the VM and collects its device state. The VM
@@ -134,11 +135,15 @@ struct hyp_ops {
     /* Takes all dirty pages: appends them to `list` in ascending order and marks exactly those
      * clean. On a stopped VM this is the exact dirty set. On a running one, a page that is written
      * after it was taken is dirty again: so whoever copies the pages after the call has each of
-     * them right, or will find it in the next take. Does not block; its cost follows the memory's
-     * size. Returns 0, or -errno (-ESRCH: the VM is gone; -ENOMEM), and then pages may be lost:
-     * they may be marked clean and not be in the list. Nothing taken since the last checkpoint
-     * makes another one: track() has to begin anew, with a full copy. */
+     * them right, or will find it in the next take. Does not block. Returns 0, or -errno (-ESRCH:
+     * the VM is gone; -ENOMEM), and then pages may be marked clean and not be in the list: nothing
+     * taken since the last checkpoint makes another one, and after track() a full copy is due. */
     int (*dirty_take)(struct hyp_vm *vm, struct run_list *list) US_MUST_CHECK;
+
+    /* To be called when all that was dirty is taken and copied, and the VM still stands still: lets
+     * the tracker rearrange itself, so that the next take costs less. Keeps the VM waiting for 0.2
+     * ms, and rarely a little longer. Not calling it is no error. */
+    void (*dirty_settle)(struct hyp_vm *vm);
 
     /* Counts dirty pages without marking them clean, giving up above `limit`: *ret_pages is then
      * limit + 1. Does not block. */

@@ -80,33 +80,63 @@ static uint64_t take(struct dirty *d, bool *flags)
     return total;
 }
 
-static struct dirty track_self(const struct ram *ram)
-{
-    struct dirty d;
-    struct err err;
-    uint64_t base;
-    int uffd;
+static unsigned ways_here; /* what this kernel can do */
 
-    dirty_init(&d);
-    assert_int_equal(dirty_find_mapping(getpid(), ram->path, RAM_BYTES, &base, &err), 0);
-    assert_true(base == (uintptr_t)ram->bytes);
-    uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
-    assert_true(uffd >= 0);
-    if (dirty_start(&d, getpid(), uffd, base, RAM_BYTES, &err) < 0)
+/* A way of tracking that is to be tried. False: there are no more. */
+static bool next_way(unsigned *way)
+{
+    while (++*way <= DIRTY_BOTH)
+        if ((*way & ways_here) == *way)
+            return true;
+    return false;
+}
+
+static struct dirty *start(pid_t pid, uint64_t base, int async_fd, int sync_fd)
+{
+    struct dirty_target target = {
+        .pid = pid,
+        .base = base,
+        .n_bytes = RAM_BYTES,
+        .async_fd = async_fd,
+        .sync_fd = sync_fd,
+        .n_threads = 2,
+    };
+    struct dirty *d;
+    struct err err;
+
+    if (dirty_start(&target, &d, &err) < 0)
         fail_msg("%s", err.text);
     return d;
 }
 
-static void reports_exactly_what_was_written(void **state)
+static int own_uffd(int flags)
+{
+    int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | flags);
+
+    assert_true(uffd >= 0);
+    return uffd;
+}
+
+static struct dirty *track_self(const struct ram *ram, unsigned way)
+{
+    struct err err;
+    uint64_t base;
+
+    assert_int_equal(dirty_find_mapping(getpid(), ram->path, RAM_BYTES, &base, &err), 0);
+    assert_true(base == (uintptr_t)ram->bytes);
+    return start(getpid(), base, way & DIRTY_ASYNC ? own_uffd(UFFD_USER_MODE_ONLY) : -1,
+                 way & DIRTY_SYNC ? own_uffd(0) : -1);
+}
+
+static void reports_what_was_written(unsigned way)
 {
     struct ram ram = ram_new();
-    struct dirty d = track_self(&ram);
+    struct dirty *d = track_self(&ram, way);
     bool wrote[PAGES], flags[PAGES];
     uint64_t count;
 
-    (void)state;
     srand(1);
-    assert_int_equal(take(&d, flags), 0);
+    assert_int_equal(take(d, flags), 0);
     for (size_t round = 0; round < 60; round++) {
         int density = (int)(round % 5) * 25; /* percent */
         uint64_t n = 0;
@@ -117,58 +147,62 @@ static void reports_exactly_what_was_written(void **state)
             if (wrote[i])
                 ram.bytes[i * VM_PAGE_BYTES + (size_t)rand() % VM_PAGE_BYTES]++;
         }
-        assert_int_equal(dirty_count(&d, PAGES, &count), 0);
+        assert_int_equal(dirty_count(d, PAGES, &count), 0);
         assert_int_equal(count, n);
-        assert_int_equal(dirty_count(&d, 10, &count), 0);
+        assert_int_equal(dirty_count(d, 10, &count), 0);
         assert_int_equal(count, n > 10 ? 11 : n);
-        assert_int_equal(take(&d, flags), n);
+        assert_int_equal(take(d, flags), n);
         assert_memory_equal(flags, wrote, sizeof(flags));
-        assert_int_equal(take(&d, flags), 0);
+        assert_int_equal(take(d, flags), 0);
+        dirty_settle(d, round % 2 ? NS_PER_MS : 0);
     }
-    dirty_done(&d);
+    dirty_free(d);
     ram_free(&ram);
 }
 
-static void sees_writes_of_the_kernel(void **state)
+static void reports_exactly_what_was_written(void **state)
+{
+    for (unsigned way = 0; next_way(&way);)
+        reports_what_was_written(way);
+}
+
+static void sees_writes_by_the_kernel(unsigned way)
 {
     struct ram ram = ram_new();
-    struct dirty d = track_self(&ram);
+    struct dirty *d = track_self(&ram, way);
     bool flags[PAGES];
     int fd = open("/dev/zero", O_RDONLY | O_CLOEXEC);
 
-    (void)state;
     assert_int_equal(read(fd, ram.bytes + 5 * VM_PAGE_BYTES - 1, 2), 2);
-    assert_int_equal(take(&d, flags), 2);
+    assert_int_equal(take(d, flags), 2);
     assert_true(flags[4] && flags[5]);
     /* A hole punched into the file is not seen, which is why balloons are refused. */
     assert_int_equal(fallocate(ram.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                                4 * VM_PAGE_BYTES, VM_PAGE_BYTES),
                      0);
-    assert_int_equal(take(&d, flags), 0);
+    assert_int_equal(take(d, flags), 0);
     /* Giving memory back to the kernel without changing the file is no write. */
     assert_int_equal(madvise(ram.bytes, RAM_BYTES, MADV_DONTNEED), 0);
-    assert_int_equal(take(&d, flags), 0);
+    assert_int_equal(take(d, flags), 0);
     close(fd);
-    dirty_done(&d);
+    dirty_free(d);
     ram_free(&ram);
+}
+
+static void sees_writes_of_the_kernel(void **state)
+{
+    for (unsigned way = 0; next_way(&way);)
+        sees_writes_by_the_kernel(way);
 }
 
 static void refuses_nonsense(void **state)
 {
     struct ram ram = ram_new();
-    struct run_list list = {0};
-    uint64_t count, base;
-    struct dirty d;
     struct err err;
+    uint64_t base;
     void *twice;
 
-    (void)state;
-    dirty_init(&d);
-    assert_int_equal(dirty_take(&d, &list), -ENOTCONN);
-    assert_int_equal(dirty_count(&d, 1, &count), -ENOTCONN);
-    d = track_self(&ram);
-    dirty_done(&d);
-    dirty_done(&d);
+    dirty_free(NULL);
     assert_int_equal(dirty_find_mapping(getpid(), ram.path, 2 * RAM_BYTES, &base, &err), -ENOTSUP);
     assert_int_equal(dirty_find_mapping(getpid(), "/nonexistent", RAM_BYTES, &base, &err), -ENOENT);
     twice = mmap(NULL, RAM_BYTES, PROT_READ, MAP_SHARED, ram.fd, 0);
@@ -181,19 +215,21 @@ static void refuses_nonsense(void **state)
 
 static void finds_a_mapping_in_pieces(void **state)
 {
-    struct ram ram = ram_new();
-    struct dirty d;
-    bool flags[PAGES];
+    for (unsigned way = 0; next_way(&way);) {
+        struct ram ram = ram_new();
+        struct dirty *d;
+        bool flags[PAGES];
 
-    (void)state;
-    /* Different advice splits the mapping; the pieces stay contiguous. */
-    assert_int_equal(madvise(ram.bytes + 16 * VM_PAGE_BYTES, 16 * VM_PAGE_BYTES, MADV_DONTDUMP), 0);
-    d = track_self(&ram);
-    ram.bytes[15 * VM_PAGE_BYTES] = ram.bytes[16 * VM_PAGE_BYTES] = 1;
-    assert_int_equal(take(&d, flags), 2);
-    assert_true(flags[15] && flags[16]);
-    dirty_done(&d);
-    ram_free(&ram);
+        /* Different advice splits the mapping; the pieces stay contiguous. */
+        assert_int_equal(madvise(ram.bytes + 16 * VM_PAGE_BYTES, 16 * VM_PAGE_BYTES, MADV_DONTDUMP),
+                         0);
+        d = track_self(&ram, way);
+        ram.bytes[15 * VM_PAGE_BYTES] = ram.bytes[16 * VM_PAGE_BYTES] = 1;
+        assert_int_equal(take(d, flags), 2);
+        assert_true(flags[15] && flags[16]);
+        dirty_free(d);
+        ram_free(&ram);
+    }
 }
 
 /* A process to look into. What it does between two orders through its socket depends on how. */
@@ -351,19 +387,48 @@ static unsigned int count_fds(pid_t pid)
     return n;
 }
 
-static struct dirty track_child(const struct ram *ram, const struct child *c)
+static int injected(const struct child *c, enum uffd_kind kind)
 {
-    struct dirty d;
     struct err err;
-    uint64_t base;
     int uffd;
 
-    dirty_init(&d);
-    if (dirty_find_mapping(c->pid, ram->path, RAM_BYTES, &base, &err) < 0 ||
-        uffd_inject(c->pid, c->pidfd, &uffd, &err) < 0 ||
-        dirty_start(&d, c->pid, uffd, base, RAM_BYTES, &err) < 0)
+    if (uffd_inject(c->pid, c->pidfd, kind, &uffd, &err) < 0)
         fail_msg("%s", err.text);
-    return d;
+    return uffd;
+}
+
+static struct dirty *track_child(const struct ram *ram, const struct child *c, unsigned way)
+{
+    struct err err;
+    uint64_t base;
+
+    if (dirty_find_mapping(c->pid, ram->path, RAM_BYTES, &base, &err) < 0)
+        fail_msg("%s", err.text);
+    return start(c->pid, base, way & DIRTY_ASYNC ? injected(c, UFFD_KIND_USER) : -1,
+                 way & DIRTY_SYNC ? injected(c, UFFD_KIND_KERNEL) : -1);
+}
+
+static void tracks_a_process(enum behaviour behaviour, unsigned way)
+{
+    struct ram ram = ram_new();
+    struct child c = child_new(&ram, behaviour);
+    unsigned int fds = count_fds(c.pid);
+    bool flags[PAGES];
+
+    for (int round = 0; round < 50; round++) {
+        struct dirty *d = track_child(&ram, &c, way);
+
+        assert_int_equal(count_fds(c.pid), fds);
+        assert_int_equal(take(d, flags), 0);
+        child_order(&c, 'w');
+        assert_int_equal(take(d, flags), (PAGES + 99) / 100);
+        for (size_t i = 0; i < PAGES; i++)
+            assert_int_equal(flags[i], i % 100 == 0);
+        dirty_free(d);
+    }
+    child_order(&c, 'q');
+    assert_int_equal(child_end(&c), 0);
+    ram_free(&ram);
 }
 
 static void tracks_another_process(void **state)
@@ -371,28 +436,9 @@ static void tracks_another_process(void **state)
     /* Only root can make a stranger. */
     enum behaviour last = geteuid() == 0 ? IS_A_STRANGER : SLEEPS;
 
-    (void)state;
-    for (enum behaviour behaviour = WAITS; behaviour <= last; behaviour++) {
-        struct ram ram = ram_new();
-        struct child c = child_new(&ram, behaviour);
-        unsigned int fds = count_fds(c.pid);
-        bool flags[PAGES];
-
-        for (int round = 0; round < 50; round++) {
-            struct dirty d = track_child(&ram, &c);
-
-            assert_int_equal(count_fds(c.pid), fds);
-            assert_int_equal(take(&d, flags), 0);
-            child_order(&c, 'w');
-            assert_int_equal(take(&d, flags), (PAGES + 99) / 100);
-            for (size_t i = 0; i < PAGES; i++)
-                assert_int_equal(flags[i], i % 100 == 0);
-            dirty_done(&d);
-        }
-        child_order(&c, 'q');
-        assert_int_equal(child_end(&c), 0);
-        ram_free(&ram);
-    }
+    for (enum behaviour behaviour = WAITS; behaviour <= last; behaviour++)
+        for (unsigned way = 0; next_way(&way);)
+            tracks_a_process(behaviour, way);
 }
 
 /* Signals that come while the process is stopped are delivered afterwards, none is lost. */
@@ -403,10 +449,9 @@ static void loses_no_signal(void **state)
     struct err err;
     int uffd;
 
-    (void)state;
     for (int i = 0; i < SIGNALS; i++) {
         assert_int_equal(kill(c.pid, SIGRTMIN), 0); /* queued, so that each one counts */
-        if (uffd_inject(c.pid, c.pidfd, &uffd, &err) < 0)
+        if (uffd_inject(c.pid, c.pidfd, UFFD_KIND_USER, &uffd, &err) < 0)
             fail_msg("%s", err.text);
         close(uffd);
     }
@@ -441,10 +486,9 @@ static void leaves_a_stopped_process_stopped(void **state)
     struct err err;
     int uffd;
 
-    (void)state;
     assert_int_equal(kill(c.pid, SIGSTOP), 0);
     assert_int_equal(waitid(P_PID, (id_t)c.pid, &info, WSTOPPED), 0);
-    if (uffd_inject(c.pid, c.pidfd, &uffd, &err) < 0)
+    if (uffd_inject(c.pid, c.pidfd, UFFD_KIND_USER, &uffd, &err) < 0)
         fail_msg("%s", err.text);
     close(uffd);
     assert_true(gets_into_state(c.pid, 'T'));
@@ -457,25 +501,27 @@ static void leaves_a_stopped_process_stopped(void **state)
 /* The memory of a dead process must not pass for memory that nobody wrote to. */
 static void a_dead_process_is_not_clean(void **state)
 {
-    struct ram ram = ram_new();
-    struct child c = child_new(&ram, WAITS);
-    struct dirty d = track_child(&ram, &c);
-    struct run_list list = {0};
-    struct err err;
-    uint64_t count;
-    siginfo_t info;
-    int uffd;
+    for (unsigned way = 0; next_way(&way);) {
+        struct ram ram = ram_new();
+        struct child c = child_new(&ram, WAITS);
+        struct dirty *d = track_child(&ram, &c, way);
+        struct run_list list = {0};
+        struct err err;
+        uint64_t count;
+        siginfo_t info;
+        int uffd;
 
-    (void)state;
-    child_order(&c, 'w');
-    assert_int_equal(kill(c.pid, SIGKILL), 0);
-    assert_int_equal(waitid(P_PID, (id_t)c.pid, &info, WEXITED | WNOWAIT), 0);
-    assert_int_equal(dirty_take(&d, &list), -ESRCH);
-    assert_int_equal(dirty_count(&d, PAGES, &count), -ESRCH);
-    assert_true(uffd_inject(c.pid, c.pidfd, &uffd, &err) < 0);
-    dirty_done(&d);
-    (void)child_end(&c);
-    ram_free(&ram);
+        if (way == DIRTY_ASYNC)
+            child_order(&c, 'w');
+        assert_int_equal(kill(c.pid, SIGKILL), 0);
+        assert_int_equal(waitid(P_PID, (id_t)c.pid, &info, WEXITED | WNOWAIT), 0);
+        assert_int_equal(dirty_take(d, &list), -ESRCH);
+        assert_int_equal(dirty_count(d, PAGES, &count), -ESRCH);
+        assert_true(uffd_inject(c.pid, c.pidfd, UFFD_KIND_USER, &uffd, &err) < 0);
+        dirty_free(d);
+        (void)child_end(&c);
+        ram_free(&ram);
+    }
 }
 
 int main(void)
@@ -492,7 +538,7 @@ int main(void)
     };
     struct err err;
 
-    if (dirty_probe_kernel(&err) < 0) {
+    if (dirty_probe_kernel(&ways_here, &err) < 0) {
         printf("1..0 # SKIP %s\n", err.text);
         return 0;
     }

@@ -3,265 +3,463 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
 #include <stdio.h>
-#include <string.h>
+#include <stdlib.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
-#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/fault.h"
+#include "hyp/qemu/fault_watch.h"
 #include "hyp/qemu/uapi.h"
+#include "io/clock.h"
+#include "io/log.h"
+#include "io/parallel.h"
 
 enum {
-    REGIONS_PER_SCAN = 512, /* 12 KiB of stack */
+    RUNS_PER_SCAN = 512,      /* 12 KiB of stack */
+    REGION_PAGES_MIN = 1024,  /* moving one takes about 0.1 ms */
+    REGIONS_MAX = 16384,      /* each may be a mapping of its own; the kernel allows 65,530 */
+    PARTS = 16,               /* of a take */
+    PARALLEL_PAGES = 1 << 16, /* to scan: less is not worth waking anybody */
+    POOL_PAGES_MIN = 1 << 18, /* of memory: less needs no pool */
+    /* A region's heat is a moving average over about 8 takes of its dirty pages, times 64. A scan
+     * of a region costs as much as some three synchronous faults, so: */
+    HEAT_WARM = 4 * 64, /* more: it becomes hot */
+    HEAT_COOL = 64 / 4, /* less: cold */
 };
 
-static const uint64_t needed_features = UFFD_FEATURE_PAGEFAULT_FLAG_WP |
-                                        UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
-                                        UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_ASYNC;
-
-void dirty_init(struct dirty *d)
-{
-    *d = (struct dirty){.uffd = -1, .pagemap_fd = -1};
-}
-
-static int missing(struct err *err, const char *feature)
-{
-    return err_set(err, -EOPNOTSUPP, "this kernel lacks %s, Linux 6.7 or newer is needed", feature);
-}
-
-/* Asks for the features on a fresh userfaultfd. */
-static int enable_features(int uffd, struct err *err)
-{
-    struct uffdio_api api = {.api = UFFD_API, .features = needed_features};
-
-    if (ioctl(uffd, UFFDIO_API, &api) == 0)
-        return 0;
-    if (errno == EINVAL)
-        return missing(err, "asynchronous write protection by userfaultfd (UFFD_FEATURE_WP_ASYNC)");
-    return err_sys(err, -errno, "userfaultfd: UFFDIO_API");
-}
-
-static int probe_scan(struct err *err)
-{
-    CLEANUP_FD int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-    struct page_region region;
-    struct pm_scan_arg arg = {
-        .size = sizeof(arg),
-        .vec = (uintptr_t)&region,
-        .vec_len = 1,
-        .category_mask = PAGE_IS_WRITTEN,
-        .return_mask = PAGE_IS_WRITTEN,
-    };
-    void *page;
-    int r;
-
-    if (fd < 0)
-        return err_sys(err, -errno, "/proc/self/pagemap");
-    page = mmap(NULL, VM_PAGE_BYTES, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (page == MAP_FAILED)
-        return err_sys(err, -errno, "mmap");
-    arg.start = (uintptr_t)page;
-    arg.end = arg.start + VM_PAGE_BYTES;
-    r = ioctl(fd, PAGEMAP_SCAN, &arg) < 0 ? -errno : 0;
-    (void)munmap(page, VM_PAGE_BYTES); /* just mapped: cannot fail */
-    if (r == -ENOTTY || r == -EINVAL)
-        return missing(err, "the PAGEMAP_SCAN ioctl");
-    return r < 0 ? err_sys(err, r, "PAGEMAP_SCAN") : 0;
-}
-
-int dirty_probe_kernel(struct err *err)
-{
-    CLEANUP_FD int uffd =
-        (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
-    int r;
-
-    if (uffd < 0 && (errno == ENOSYS || errno == EINVAL))
-        return missing(err, "userfaultfd");
-    if (uffd < 0)
-        return err_sys(err, -errno, "userfaultfd");
-    r = enable_features(uffd, err);
-    return r < 0 ? r : probe_scan(err);
-}
-
-struct mapping_search {
-    dev_t dev;
-    ino_t inode;
-    uint64_t base;
-    uint64_t end;    /* of the stretch found so far; 0 = nothing yet */
-    uint64_t offset; /* in the file, of `end` */
+struct region {
+    uint32_t heat;
+    uint32_t found; /* pages by the take that is being made */
+    bool cold;
 };
 
-/* Looks at one line of /proc/PID/maps (proc_pid_maps(5)). Returns -ENOTSUP when it is another piece
- * of the file that does not continue the stretch. */
-static int search_line(struct mapping_search *s, const char *line)
-{
-    uint64_t start, end, offset, inode;
-    unsigned int major_no, minor_no;
+/* Regions that one thread takes, or counts, with what it found. */
+struct part {
+    uint64_t first, end; /* regions */
+    struct run_list list;
+    uint64_t n_pages;
+    int r;
+};
 
-    if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %*s %" SCNx64 " %x:%x %" SCNu64, &start, &end,
-               &offset, &major_no, &minor_no, &inode) != 6)
-        return 0;
-    if (inode != s->inode || makedev(major_no, minor_no) != s->dev)
-        return 0;
-    if (s->end == 0) {
-        if (offset != 0)
-            return -ENOTSUP;
-        s->base = start;
-    } else if (start != s->end || offset != s->offset) {
-        return -ENOTSUP;
-    }
-    s->end = end;
-    s->offset = offset + (end - start);
-    return 0;
+struct dirty {
+    uint64_t base, n_pages;
+    int pagemap_fd;
+    int async_fd;              /* -1: none */
+    struct fault_watch *watch; /* NULL: none */
+    uint64_t region_pages, n_regions, n_cold;
+    struct region *regions;
+    uint64_t settle_next; /* region where dirty_settle() goes on */
+    bool settled;         /* a move failed: regions stay where they are */
+    int error;
+    struct parallel *parallel; /* NULL: not worth it */
+    struct part parts[PARTS];
+    uint64_t limit; /* of the count that is being made */
+};
+
+static uint64_t region_first(const struct dirty *d, uint64_t region)
+{
+    uint64_t first = region * d->region_pages;
+
+    return first < d->n_pages ? first : d->n_pages;
 }
 
-int dirty_find_mapping(pid_t pid, const char *path, uint64_t n_bytes, uint64_t *ret_base,
-                       struct err *err)
+/* One PAGEMAP_SCAN from page `from` to `end`. Returns the number of runs stored, or -errno. */
+static int scan(const struct dirty *d, uint64_t from, uint64_t end, uint64_t flags,
+                struct page_run *runs, uint64_t max_pages, uint64_t *ret_next)
 {
-    struct mapping_search search = {0};
-    char maps_path[32], line[512];
-    struct stat st;
-    FILE *maps;
-    int r = 0;
-
-    if (stat(path, &st) < 0)
-        return err_sys(err, -errno, "%s", path);
-    search.dev = st.st_dev;
-    search.inode = st.st_ino;
-    (void)snprintf(maps_path, sizeof(maps_path), "/proc/%d/maps", (int)pid);
-    maps = fopen(maps_path, "re");
-    if (!maps)
-        return err_sys(err, -errno, "%s", maps_path);
-    while (r == 0 && fgets(line, sizeof(line), maps))
-        r = search_line(&search, line);
-    (void)fclose(maps); /* only read */
-    if (r < 0)
-        return err_set(err, r, "process %d maps %s more than once or in scattered pieces", (int)pid,
-                       path);
-    if (search.end - search.base != n_bytes)
-        return err_set(err, -ENOTSUP, "process %d maps %" PRIu64 " of %" PRIu64 " bytes of %s",
-                       (int)pid, search.end - search.base, n_bytes, path);
-    *ret_base = search.base;
-    return 0;
-}
-
-/* One PAGEMAP_SCAN from page `from` on. Returns the number of regions stored, or -errno. */
-static int scan(const struct dirty *d, uint64_t from, uint64_t flags, struct page_region *regions,
-                size_t n_regions, uint64_t max_pages, uint64_t *ret_next)
-{
+    struct page_region found[RUNS_PER_SCAN];
     struct pm_scan_arg arg = {
         .size = sizeof(arg),
         .flags = flags | PM_SCAN_CHECK_WPASYNC,
         .start = d->base + from * VM_PAGE_BYTES,
-        .end = d->base + d->n_pages * VM_PAGE_BYTES,
-        .vec = (uintptr_t)regions,
-        .vec_len = n_regions,
+        .end = d->base + end * VM_PAGE_BYTES,
+        .vec = runs ? (uintptr_t)found : 0,
+        .vec_len = runs ? RUNS_PER_SCAN : 0,
         .max_pages = max_pages,
         .category_mask = PAGE_IS_WRITTEN,
         .return_mask = PAGE_IS_WRITTEN,
     };
     int n = ioctl(d->pagemap_fd, PAGEMAP_SCAN, &arg);
-    uint64_t entry;
 
     if (n < 0)
         return -errno;
-    /* The memory of a process that is ending has no pages, so nothing would be reported as written.
-     * Not every kernel refuses to scan it. Reading an entry works only while the address space
-     * lives, and it never comes back: success now proves that it lived during the scan. */
-    if (pread(d->pagemap_fd, &entry, sizeof(entry),
-              (off_t)(d->base / VM_PAGE_BYTES * sizeof(entry))) != (ssize_t)sizeof(entry))
-        return -ESRCH;
+    for (int i = 0; i < n && runs; i++) {
+        runs[i].first = (found[i].start - d->base) / VM_PAGE_BYTES;
+        runs[i].count = (found[i].end - found[i].start) / VM_PAGE_BYTES;
+    }
     *ret_next = (arg.walk_end - d->base) / VM_PAGE_BYTES;
     return n;
 }
 
-int dirty_start(struct dirty *d, pid_t pid, int uffd, uint64_t base, uint64_t n_bytes,
-                struct err *err)
+/* The memory of a process that is ending has no pages, so nothing would be reported as written.
+ * Not every kernel refuses to scan it. Reading an entry works only while the address space lives,
+ * and it never comes back: success now proves that it lived before. */
+static int check_alive(const struct dirty *d)
 {
-    struct uffdio_register range = {
-        .range = {.start = base, .len = n_bytes},
-        .mode = UFFDIO_REGISTER_MODE_WP,
-    };
-    struct dirty started = {.uffd = uffd, .base = base, .n_pages = n_bytes / VM_PAGE_BYTES};
-    CLEANUP_FD int pagemap_fd = -1;
-    char path[32];
-    uint64_t next;
-    int r;
+    uint64_t entry;
+    off_t at = (off_t)(d->base / VM_PAGE_BYTES * sizeof(entry));
 
-    r = enable_features(uffd, err);
-    if (r < 0)
-        return r;
-    if (ioctl(uffd, UFFDIO_REGISTER, &range) < 0)
-        return err_sys(err, -errno, "userfaultfd: UFFDIO_REGISTER on the guest's memory");
-    (void)snprintf(path, sizeof(path), "/proc/%d/pagemap", (int)pid);
-    pagemap_fd = FAULTY("hyp.open-pagemap", open(path, O_RDONLY | O_CLOEXEC));
-    if (pagemap_fd < 0)
-        return err_sys(err, -errno, "%s", path);
-    started.pagemap_fd = pagemap_fd;
-    r = scan(&started, 0, PM_SCAN_WP_MATCHING, NULL, 0, 0, &next);
-    if (r < 0)
-        return err_sys(err, r, "PAGEMAP_SCAN on process %d", (int)pid);
-    (void)take_fd(&pagemap_fd); /* `started` has it */
-    *d = started;
-    return 0;
+    return pread(d->pagemap_fd, &entry, sizeof(entry), at) == (ssize_t)sizeof(entry) ? 0 : -ESRCH;
 }
 
-int dirty_take(struct dirty *d, struct run_list *list)
+/* ---- what threads do ---- */
+
+/* The end of the stretch of regions that begins with `region` and is tracked in the same way. */
+static uint64_t stretch_end(const struct dirty *d, uint64_t region, uint64_t end)
 {
-    struct page_region regions[REGIONS_PER_SCAN];
-    uint64_t next = 0;
+    bool cold = d->regions[region].cold;
 
-    if (d->uffd < 0)
-        return -ENOTCONN;
-    while (next < d->n_pages) {
-        int r = scan(d, next, PM_SCAN_WP_MATCHING, regions, REGIONS_PER_SCAN, 0, &next);
+    while (region < end && d->regions[region].cold == cold)
+        region++;
+    return region;
+}
 
-        if (r < 0)
-            return r;
-        for (int i = 0; i < r; i++) {
-            struct page_run run = {
-                .first = (regions[i].start - d->base) / VM_PAGE_BYTES,
-                .count = (regions[i].end - regions[i].start) / VM_PAGE_BYTES,
-            };
+static int take_hot(const struct dirty *d, uint64_t first, uint64_t end, struct run_list *list)
+{
+    struct page_run runs[RUNS_PER_SCAN];
 
-            if (run_list_add(list, run) < 0)
+    while (first < end) {
+        int n = scan(d, first, end, PM_SCAN_WP_MATCHING, runs, 0, &first);
+
+        if (n < 0)
+            return n;
+        for (int i = 0; i < n; i++) {
+            if (run_list_add(list, runs[i]) < 0)
                 return -ENOMEM;
         }
     }
     return 0;
 }
 
-int dirty_count(struct dirty *d, uint64_t limit, uint64_t *ret_pages)
+static void take_part(void *user, size_t i)
 {
-    struct page_region regions[REGIONS_PER_SCAN];
-    uint64_t next = 0, pages = 0;
+    struct dirty *d = user;
+    struct part *part = &d->parts[i];
+    uint64_t region = part->first;
 
-    if (d->uffd < 0)
-        return -ENOTCONN;
-    while (next < d->n_pages && pages <= limit) {
-        uint64_t want = limit - pages < d->n_pages ? limit - pages + 1 : d->n_pages;
-        int r = scan(d, next, 0, regions, REGIONS_PER_SCAN, want, &next);
+    part->list.n = 0;
+    part->r = 0;
+    while (part->r == 0 && region < part->end) {
+        uint64_t end = stretch_end(d, region, part->end);
 
-        if (r < 0)
-            return r;
-        for (int i = 0; i < r; i++)
-            pages += (regions[i].end - regions[i].start) / VM_PAGE_BYTES;
+        if (!d->regions[region].cold)
+            part->r = take_hot(d, region_first(d, region), region_first(d, end), &part->list);
+        else
+            for (uint64_t k = region; part->r == 0 && k < end; k++)
+                part->r = fault_watch_take(d->watch, k, &part->list);
+        region = end;
     }
-    *ret_pages = pages;
+}
+
+/* Counts pages, going on from `pages` and up to d->limit + 1. */
+static int count_hot(const struct dirty *d, uint64_t first, uint64_t end, uint64_t *pages)
+{
+    struct page_run runs[RUNS_PER_SCAN];
+
+    while (first < end && *pages <= d->limit) {
+        uint64_t want = d->limit - *pages < d->n_pages ? d->limit - *pages + 1 : d->n_pages;
+        int n = scan(d, first, end, 0, runs, want, &first);
+
+        if (n < 0)
+            return n;
+        for (int i = 0; i < n; i++)
+            *pages += runs[i].count;
+    }
     return 0;
 }
 
-void dirty_done(struct dirty *d)
+static void count_part(void *user, size_t i)
 {
-    if (d->uffd < 0)
+    struct dirty *d = user;
+    struct part *part = &d->parts[i];
+    uint64_t region = part->first;
+
+    part->n_pages = 0;
+    part->r = 0;
+    while (part->r == 0 && region < part->end) {
+        uint64_t end = stretch_end(d, region, part->end);
+
+        if (!d->regions[region].cold)
+            part->r = count_hot(d, region_first(d, region), region_first(d, end), &part->n_pages);
+        else
+            for (uint64_t k = region; k < end; k++)
+                part->n_pages += fault_watch_count(d->watch, k);
+        region = end;
+    }
+}
+
+/* Has fn look at all regions, in parts. Returns the number of parts, which are in order, or -errno.
+ */
+static int in_parts(struct dirty *d, void (*fn)(void *user, size_t i))
+{
+    bool wide = d->parallel && (d->n_regions - d->n_cold) * d->region_pages >= PARALLEL_PAGES;
+    int n = wide ? PARTS : 1, r;
+
+    for (int i = 0; i < n; i++) {
+        d->parts[i].first = d->n_regions * (unsigned)i / (unsigned)n;
+        d->parts[i].end = d->n_regions * (unsigned)(i + 1) / (unsigned)n;
+    }
+    parallel_run(d->parallel, (size_t)n, fn, d);
+    r = check_alive(d);
+    for (int i = 0; r == 0 && i < n; i++)
+        r = d->parts[i].r;
+    return r < 0 ? r : n;
+}
+
+/* ---- taking ---- */
+
+/* Notes how many pages were found where. */
+static void note_found(struct dirty *d, const struct run_list *list)
+{
+    for (size_t i = 0; i < list->n; i++) {
+        uint64_t page = list->runs[i].first, end = page + list->runs[i].count;
+
+        while (page < end) {
+            uint64_t region = page / d->region_pages;
+            uint64_t stop = region_first(d, region + 1) < end ? region_first(d, region + 1) : end;
+
+            d->regions[region].found += (uint32_t)(stop - page);
+            page = stop;
+        }
+    }
+}
+
+static void update_heat(struct dirty *d)
+{
+    for (uint64_t i = 0; i < d->n_regions; i++) {
+        struct region *region = &d->regions[i];
+
+        region->heat += region->found * 8 - region->heat / 8;
+        region->found = 0;
+    }
+}
+
+int dirty_take(struct dirty *d, struct run_list *list)
+{
+    int n = d->error ? d->error : in_parts(d, take_part);
+
+    if (n < 0)
+        return n;
+    for (int i = 0; i < n; i++) {
+        if (run_list_append(list, &d->parts[i].list) < 0)
+            return -ENOMEM;
+        if (d->watch && d->async_fd >= 0)
+            note_found(d, &d->parts[i].list);
+    }
+    if (d->watch && d->async_fd >= 0)
+        update_heat(d);
+    return 0;
+}
+
+int dirty_count(struct dirty *d, uint64_t limit, uint64_t *ret_pages)
+{
+    uint64_t pages = 0;
+    int n;
+
+    d->limit = limit;
+    n = d->error ? d->error : in_parts(d, count_part);
+    if (n < 0)
+        return n;
+    for (int i = 0; i < n; i++)
+        pages += d->parts[i].n_pages;
+    *ret_pages = pages > limit ? limit + 1 : pages;
+    return 0;
+}
+
+/* ---- moving regions ---- */
+
+static int async_add(const struct dirty *d, uint64_t first, uint64_t end)
+{
+    struct uffdio_register order = {
+        .range = {.start = d->base + first * VM_PAGE_BYTES, .len = (end - first) * VM_PAGE_BYTES},
+        .mode = UFFDIO_REGISTER_MODE_WP,
+    };
+    uint64_t next;
+
+    if (ioctl(d->async_fd, UFFDIO_REGISTER, &order) < 0)
+        return -errno;
+    return scan(d, first, end, PM_SCAN_WP_MATCHING, NULL, 0, &next);
+}
+
+/* The region is in nobody's hands: its writes would be missed. */
+static void lost(struct dirty *d, int r)
+{
+    d->error = r;
+    log_error("dirty tracking has failed: a region of memory cannot be moved: errno %d", -r);
+}
+
+static void make_hot(struct dirty *d, uint64_t region)
+{
+    int r;
+
+    if (fault_watch_count(d->watch, region) > 0)
         return;
-    close(d->uffd);
-    close(d->pagemap_fd);
-    dirty_init(d);
+    r = fault_error("hyp.move") ?: fault_watch_remove(d->watch, region);
+    if (r < 0) {
+        d->settled = true;
+        return;
+    }
+    r = async_add(d, region_first(d, region), region_first(d, region + 1));
+    if (r < 0)
+        lost(d, r);
+    d->regions[region].cold = false;
+    d->n_cold--;
+}
+
+static void make_cold(struct dirty *d, uint64_t region)
+{
+    uint64_t first = region_first(d, region), end = region_first(d, region + 1), next;
+    struct uffdio_range range = {
+        .start = d->base + first * VM_PAGE_BYTES,
+        .len = (end - first) * VM_PAGE_BYTES,
+    };
+    struct page_run run[RUNS_PER_SCAN];
+    int r;
+
+    if (scan(d, first, end, 0, run, 1, &next) != 0)
+        return; /* written since it was taken, which should not be: its mark must not get lost */
+    if (ioctl(d->async_fd, UFFDIO_UNREGISTER, &range) < 0) {
+        d->settled = true;
+        return;
+    }
+    r = fault_watch_add(d->watch, region, 1);
+    if (r < 0)
+        lost(d, r);
+    d->regions[region].cold = true;
+    d->n_cold++;
+}
+
+void dirty_settle(struct dirty *d, uint64_t budget_ns)
+{
+    uint64_t deadline_ns = clock_now_ns() + budget_ns;
+
+    if (!d->watch || d->async_fd < 0)
+        return;
+    for (uint64_t i = 0; i < d->n_regions && !d->settled && !d->error; i++) {
+        uint64_t region = d->settle_next;
+        const struct region *at = &d->regions[region];
+
+        d->settle_next = (region + 1) % d->n_regions;
+        if (at->cold && at->heat > HEAT_WARM)
+            make_hot(d, region);
+        else if (!at->cold && at->heat < HEAT_COOL)
+            make_cold(d, region);
+        else
+            continue;
+        if (clock_now_ns() >= deadline_ns)
+            return;
+    }
+}
+
+bool dirty_broken(const struct dirty *d)
+{
+    return d->error || (d->watch && fault_watch_error(d->watch));
+}
+
+uint64_t dirty_cold_pages(const struct dirty *d)
+{
+    uint64_t pages = 0;
+
+    for (uint64_t i = 0; i < d->n_regions; i++)
+        if (d->regions[i].cold)
+            pages += region_first(d, i + 1) - region_first(d, i);
+    return pages;
+}
+
+/* ---- beginning and end ---- */
+
+static int start_watch(struct dirty *d, int *sync_fd, struct err *err)
+{
+    int r = dirty_enable(*sync_fd, fault_watch_features, err);
+
+    if (r == 0)
+        r = fault_watch_new(*sync_fd, d->base, d->n_pages, d->region_pages, &d->watch, err);
+    if (r < 0)
+        return r;
+    (void)take_fd(sync_fd); /* the watch has it */
+    for (uint64_t i = 0; i < d->n_regions; i++)
+        d->regions[i].cold = true;
+    d->n_cold = d->n_regions;
+    r = fault_watch_add(d->watch, 0, d->n_regions);
+    return r < 0 ? err_sys(err, r, "write protection of the guest's memory") : 0;
+}
+
+static int start(struct dirty *d, pid_t pid, int *sync_fd, struct err *err)
+{
+    char path[32];
+    int r;
+
+    (void)snprintf(path, sizeof(path), "/proc/%d/pagemap", (int)pid);
+    d->pagemap_fd = FAULTY("hyp.open-pagemap", open(path, O_RDONLY | O_CLOEXEC));
+    if (d->pagemap_fd < 0)
+        return err_sys(err, -errno, "%s", path);
+    if (d->async_fd >= 0) {
+        r = dirty_enable(d->async_fd, dirty_async_features, err);
+        if (r < 0)
+            return r;
+    }
+    if (*sync_fd >= 0)
+        return start_watch(d, sync_fd, err);
+    r = async_add(d, 0, d->n_pages);
+    return r < 0 ? err_sys(err, r, "write protection of the guest's memory") : 0;
+}
+
+static int new_dirty(const struct dirty_target *target, struct dirty **ret_dirty)
+{
+    struct dirty *d = calloc(1, sizeof(*d));
+
+    if (!d)
+        return -ENOMEM;
+    d->base = target->base;
+    d->n_pages = target->n_bytes / VM_PAGE_BYTES;
+    d->pagemap_fd = d->async_fd = -1;
+    d->region_pages = REGION_PAGES_MIN;
+    while ((d->n_pages - 1) / d->region_pages >= REGIONS_MAX)
+        d->region_pages *= 2;
+    d->n_regions = (d->n_pages - 1) / d->region_pages + 1;
+    d->regions = calloc(d->n_regions, sizeof(*d->regions));
+    if (!d->regions || ((target->n_threads || d->n_pages >= POOL_PAGES_MIN) &&
+                        parallel_new(target->n_threads, &d->parallel) < 0)) {
+        dirty_free(d);
+        return -ENOMEM;
+    }
+    *ret_dirty = d;
+    return 0;
+}
+
+int dirty_start(const struct dirty_target *target, struct dirty **ret_dirty, struct err *err)
+{
+    CLEANUP_FD int async_fd = target->async_fd, sync_fd = target->sync_fd;
+    struct dirty *d;
+    int r;
+
+    r = new_dirty(target, &d);
+    if (r < 0)
+        return err_sys(err, r, "dirty tracking");
+    d->async_fd = take_fd(&async_fd);
+    r = start(d, target->pid, &sync_fd, err);
+    if (r < 0) {
+        dirty_free(d);
+        return r;
+    }
+    *ret_dirty = d;
+    return 0;
+}
+
+void dirty_free(struct dirty *d)
+{
+    if (!d)
+        return;
+    fault_watch_free(d->watch);
+    if (d->async_fd >= 0)
+        close(d->async_fd);
+    if (d->pagemap_fd >= 0)
+        close(d->pagemap_fd);
+    parallel_free(d->parallel);
+    for (unsigned i = 0; i < PARTS; i++)
+        run_list_free(&d->parts[i].list);
+    free(d->regions);
+    free(d);
 }

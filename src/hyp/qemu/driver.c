@@ -7,7 +7,6 @@
 
 #include "io/clock.h"
 #include "hyp/qemu/spawn.h"
-#include "hyp/qemu/uffd_inject.h"
 #include "hyp/qemu/vm.h"
 #include "io/log.h"
 
@@ -300,37 +299,6 @@ int vm_join_loop(struct hyp_vm *vm)
     return r < 0 ? r : 0;
 }
 
-static int op_track(struct hyp_vm *vm, struct err *err)
-{
-    uint64_t base;
-    int uffd, r;
-
-    if (vm->dirty.uffd >= 0)
-        return 0;
-    if (vm->pidfd < 0)
-        return err_set(err, -ESRCH, "the VM is gone");
-    r = dirty_find_mapping(vm->pid, vm->ram_path, vm->ram_bytes, &base, err);
-    if (r < 0)
-        return r;
-    r = uffd_inject(vm->pid, vm->pidfd, &uffd, err);
-    if (r < 0)
-        return r;
-    r = dirty_start(&vm->dirty, vm->pid, uffd, base, vm->ram_bytes, err);
-    if (r < 0)
-        close(uffd);
-    return r;
-}
-
-static int op_dirty_take(struct hyp_vm *vm, struct run_list *list)
-{
-    return dirty_take(&vm->dirty, list);
-}
-
-static int op_dirty_count(struct hyp_vm *vm, uint64_t limit, uint64_t *ret_pages)
-{
-    return dirty_count(&vm->dirty, limit, ret_pages);
-}
-
 static pid_t op_pid(const struct hyp_vm *vm)
 {
     return vm->pid;
@@ -348,7 +316,7 @@ void vm_let_go(struct hyp_vm *vm)
     sd_event_source_disable_unref(vm->report_source);
     vm_stream_done(&vm->stream);
     vm_feed_done(&vm->feed);
-    dirty_done(&vm->dirty);
+    dirty_free(vm->dirty);
     if (vm->pidfd >= 0)
         close(vm->pidfd);
     qmp_free(vm->qmp);
@@ -383,10 +351,11 @@ const struct hyp_ops hyp_qemu = {
     .preflight = vm_preflight,
     .launch = vm_launch,
     .attach = vm_attach,
-    .track = op_track,
+    .track = vm_track,
     .checkpoint = vm_checkpoint,
-    .dirty_take = op_dirty_take,
-    .dirty_count = op_dirty_count,
+    .dirty_take = vm_dirty_take,
+    .dirty_count = vm_dirty_count,
+    .dirty_settle = vm_dirty_settle,
     .guest_flushes = vm_guest_flushes,
     .resume = vm_resume,
     .restore = vm_restore,

@@ -116,7 +116,6 @@ int vm_new(const struct hyp_launch *launch, struct hyp_vm **ret_vm, struct err *
     vm->checkpoint_timeout_ms =
         vm->n_disks > 0 ? VM_CHECKPOINT_DISKS_TIMEOUT_MS : VM_CHECKPOINT_TIMEOUT_MS;
     vm->answer_timeout_ms = VM_ANSWER_TIMEOUT_MS;
-    dirty_init(&vm->dirty);
     (void)snprintf(vm->machine, sizeof(vm->machine), "%s", launch->spec->machine);
     vm->ram_path = strdup(launch->ram_path);
     if (asprintf(&vm->qmp_path, "%s/qmp.sock", launch->run_dir) < 0)

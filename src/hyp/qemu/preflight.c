@@ -68,12 +68,13 @@ static int check_files(const struct vm_spec *spec, struct err *err)
 int vm_preflight(struct vm_spec *spec, const char *emulator, struct err *err)
 {
     char machine[sizeof(spec->machine)];
+    unsigned ways;
     int r = args_check_extra(spec, err);
 
     if (r == 0)
         r = check_files(spec, err);
     if (r == 0)
-        r = dirty_probe_kernel(err);
+        r = dirty_probe_kernel(&ways, err);
     if (r == 0)
         r = qemu_check_version(emulator, err);
     if (r == 0)

@@ -9,10 +9,13 @@
 #include <inttypes.h>
 #include <signal.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/ptrace.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/user.h>
@@ -33,6 +36,11 @@
  * restarted by the kernel as after any other stop, because orig_rax is put back too. Signals are
  * held back (PTRACE_SETSIGMASK) while the thread is not itself.
  *
+ * A userfaultfd that handles the kernel's faults too is made by an ioctl on a device, which the
+ * process may not open. So the thread makes a pair of sockets; we copy one of them, send the
+ * device's descriptor through it, and have the thread receive it. What such calls point to lies on
+ * its stack, below what is in use.
+ *
  * What can go wrong: nothing below may return between attach and detach without tracee_release().
  * Should we die in between, the kernel detaches but registers stay changed: the process then runs
  * into the vDSO and crashes; a VM that is lost with its guard is the case of a host's death. */
@@ -41,6 +49,7 @@ enum {
     STOP_TIMEOUT_MS = 1000,
     STRAY_STOPS_MAX = 16,
     VDSO_BYTES_MAX = 16384,
+    RED_ZONE_BYTES = 128, /* below the stack pointer, still in use (x86-64 ABI) */
 };
 
 struct tracee {
@@ -141,7 +150,8 @@ static int tracee_release(struct tracee *t, bool seized)
 }
 
 /* Makes the stopped thread do a system call. Stores the kernel's answer (a value or -errno). */
-static int tracee_syscall(struct tracee *t, uint64_t number, uint64_t arg, long *ret_value)
+static int tracee_syscall(struct tracee *t, uint64_t number, const uint64_t args[4],
+                          long *ret_value)
 {
     struct user_regs_struct regs = t->regs;
     int status = 0;
@@ -150,7 +160,10 @@ static int tracee_syscall(struct tracee *t, uint64_t number, uint64_t arg, long 
     regs.rip = t->syscall_ip;
     regs.rax = number;
     regs.orig_rax = ~UINT64_C(0); /* not in a system call: nothing to restart at this stop */
-    regs.rdi = arg;
+    regs.rdi = args[0];
+    regs.rsi = args[1];
+    regs.rdx = args[2];
+    regs.r10 = args[3];
     r = trace(t, PTRACE_SETREGS, 0, (uintptr_t)&regs);
     for (int i = 0; r == 0 && i < STRAY_STOPS_MAX; i++) {
         r = tracee_continue(t, PTRACE_SINGLESTEP, status);
@@ -207,33 +220,181 @@ static int find_syscall_instruction(pid_t pid, uint64_t *ret_ip, struct err *err
     return 0;
 }
 
-/* With the thread stopped: makes the descriptor, copies it, closes the thread's own. */
-static int make_and_copy(struct tracee *t, int pidfd, int *ret_uffd, struct err *err)
-{
-    long remote_fd, closed = 0;
-    CLEANUP_FD int uffd = -1;
-    int r;
+/* ---- what the stopped thread is made to do ---- */
 
-    r = tracee_syscall(t, SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY,
-                       &remote_fd);
-    if (r < 0)
-        return err_sys(err, r, "ptrace: run userfaultfd in process %d", (int)t->pid);
+static int tracee_close(struct tracee *t, int remote_fd, struct err *err)
+{
+    long r;
+
     if (remote_fd < 0)
-        return err_sys(err, (int)remote_fd, "userfaultfd in process %d", (int)t->pid);
-    uffd = (int)FAULTY("hyp.take-uffd", syscall(SYS_pidfd_getfd, pidfd, (int)remote_fd, 0));
+        return 0;
+    if (tracee_syscall(t, SYS_close, (uint64_t[4]){(uint64_t)remote_fd}, &r) < 0 || r < 0)
+        return err_set(err, -EIO, "ptrace: run close in process %d", (int)t->pid);
+    return 0;
+}
+
+/* A system call that makes or fetches something. Returns what the kernel did, or -errno. */
+static long tracee_call(struct tracee *t, const char *name, uint64_t number, const uint64_t args[4],
+                        struct err *err)
+{
+    long value;
+    int r = tracee_syscall(t, number, args, &value);
+
+    if (r < 0)
+        return err_sys(err, r, "ptrace: run %s in process %d", name, (int)t->pid);
+    return value < 0 ? err_sys(err, (int)value, "%s in process %d", name, (int)t->pid) : value;
+}
+
+/* What recvmsg(2) is told and tells, as it lies on the thread's stack. */
+struct mailbox {
+    int sockets[2];
+    struct msghdr message;
+    struct iovec byte_at;
+    uint64_t byte;
+    union {
+        struct cmsghdr header;
+        uint8_t bytes[CMSG_SPACE(sizeof(int))];
+    } control;
+};
+
+/* Words between our memory and the thread's. */
+static int tracee_copy(const struct tracee *t, int request, uint64_t address, void *bytes, size_t n)
+{
+    for (size_t i = 0; i < n; i += sizeof(uint64_t)) {
+        uint64_t *word = (void *)((uint8_t *)bytes + i);
+        long r =
+            trace(t, request, address + i, request == PTRACE_PEEKDATA ? (uintptr_t)word : *word);
+
+        if (r < 0)
+            return (int)r;
+    }
+    return 0;
+}
+
+/* Sends a descriptor through a socket. */
+static int send_fd(int socket, int fd)
+{
+    union {
+        struct cmsghdr header;
+        uint8_t bytes[CMSG_SPACE(sizeof(int))];
+    } control = {.header = {.cmsg_len = CMSG_LEN(sizeof(int)),
+                            .cmsg_level = SOL_SOCKET,
+                            .cmsg_type = SCM_RIGHTS}};
+    struct iovec byte = {(char[]){0}, 1};
+    struct msghdr message = {
+        .msg_iov = &byte,
+        .msg_iovlen = 1,
+        .msg_control = &control,
+        .msg_controllen = sizeof(control),
+    };
+
+    memcpy(CMSG_DATA(&control.header), &fd, sizeof(fd));
+    return sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? -errno : 0;
+}
+
+/* The thread receives a descriptor that is on its way to its socket. Returns its number there. */
+static int tracee_receive_fd(struct tracee *t, uint64_t at, int remote_socket, struct err *err)
+{
+    struct mailbox box = {
+        .message =
+            {
+                .msg_iov = (void *)(at + offsetof(struct mailbox, byte_at)), // NOLINT
+                .msg_iovlen = 1,
+                .msg_control = (void *)(at + offsetof(struct mailbox, control)), // NOLINT
+                .msg_controllen = sizeof(box.control),
+            },
+        .byte_at = {(void *)(at + offsetof(struct mailbox, byte)), 1}, // NOLINT
+    };
+    long n;
+    int r, fd;
+
+    r = tracee_copy(t, PTRACE_POKEDATA, at, &box, sizeof(box));
+    if (r < 0)
+        return err_sys(err, r, "ptrace: write to the stack of process %d", (int)t->pid);
+    n = tracee_call(t, "recvmsg", SYS_recvmsg,
+                    (uint64_t[4]){(uint64_t)remote_socket, at + offsetof(struct mailbox, message),
+                                  MSG_CMSG_CLOEXEC | MSG_DONTWAIT},
+                    err);
+    if (n < 0)
+        return (int)n;
+    r = tracee_copy(t, PTRACE_PEEKDATA, at, &box, sizeof(box));
+    if (r < 0 || box.control.header.cmsg_len != CMSG_LEN(sizeof(int)))
+        return err_set(err, -EIO, "process %d received no descriptor", (int)t->pid);
+    memcpy(&fd, CMSG_DATA(&box.control.header), sizeof(fd));
+    return fd;
+}
+
+/* Gives the thread a descriptor of ours. Returns its number there. */
+static int tracee_give(struct tracee *t, int pidfd, int fd, struct err *err)
+{
+    uint64_t at = (t->regs.rsp - RED_ZONE_BYTES - sizeof(struct mailbox)) & ~UINT64_C(15);
+    CLEANUP_FD int ours = -1;
+    int sockets[2], given, r;
+    long n;
+
+    n = tracee_call(t, "socketpair", SYS_socketpair,
+                    (uint64_t[4]){AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, at}, err);
+    if (n < 0)
+        return (int)n;
+    r = tracee_copy(t, PTRACE_PEEKDATA, at, sockets, sizeof(sockets));
+    if (r < 0)
+        return err_sys(err, r, "ptrace: read the stack of process %d", (int)t->pid);
+    ours = (int)syscall(SYS_pidfd_getfd, pidfd, sockets[1], 0);
+    r = ours < 0 ? -errno : send_fd(ours, fd);
+    if (r < 0)
+        (void)err_sys(err, r, "descriptor for process %d", (int)t->pid);
+    given = r < 0 ? r : tracee_receive_fd(t, at, sockets[0], err);
+    for (int i = 0; i < 2; i++) {
+        r = tracee_close(t, sockets[i], err);
+        given = r < 0 ? r : given;
+    }
+    return given;
+}
+
+/* Makes a userfaultfd from the device. Returns its number in the process. */
+static int make_from_device(struct tracee *t, int pidfd, int device, struct err *err)
+{
+    int given = tracee_give(t, pidfd, device, err), closed;
+    long made;
+
+    if (given < 0)
+        return given;
+    made = tracee_call(t, "USERFAULTFD_IOC_NEW", SYS_ioctl,
+                       (uint64_t[4]){(uint64_t)given, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK},
+                       err);
+    closed = tracee_close(t, given, err);
+    return closed < 0 ? closed : (int)made;
+}
+
+/* With the thread stopped: makes the descriptor, copies it, closes the thread's own. */
+static int make_and_copy(struct tracee *t, int pidfd, enum uffd_kind kind, int device,
+                         int *ret_uffd, struct err *err)
+{
+    uint64_t flags = O_CLOEXEC | O_NONBLOCK | (kind == UFFD_KIND_USER ? UFFD_USER_MODE_ONLY : 0);
+    CLEANUP_FD int uffd = -1;
+    int remote_fd, r = 0;
+
+    if (device >= 0)
+        remote_fd = make_from_device(t, pidfd, device, err);
+    else
+        remote_fd = (int)tracee_call(t, "userfaultfd", SYS_userfaultfd, (uint64_t[4]){flags}, err);
+    if (remote_fd < 0)
+        return remote_fd;
+    uffd = (int)FAULTY("hyp.take-uffd", syscall(SYS_pidfd_getfd, pidfd, remote_fd, 0));
     if (uffd < 0)
         err_sys(err, r = -errno, "pidfd_getfd from process %d", (int)t->pid);
-    if (tracee_syscall(t, SYS_close, (uint64_t)remote_fd, &closed) < 0 || closed < 0)
-        return r < 0 ? r : err_set(err, -EIO, "ptrace: run close in process %d", (int)t->pid);
+    if (tracee_close(t, remote_fd, r < 0 ? NULL : err) < 0)
+        return r < 0 ? r : -EIO;
     if (r == 0)
         *ret_uffd = take_fd(&uffd);
     return r;
 }
 
-int uffd_inject(pid_t pid, int pidfd, int *ret_uffd, struct err *err)
+int uffd_inject(pid_t pid, int pidfd, enum uffd_kind kind, int *ret_uffd, struct err *err)
 {
     struct tracee t = {.pid = pid};
     CLEANUP_FD int uffd = -1;
+    CLEANUP_FD int device = kind == UFFD_KIND_KERNEL ? open(UFFD_DEVICE, O_RDWR | O_CLOEXEC) : -1;
     bool seized;
     int r, released;
 
@@ -244,7 +405,7 @@ int uffd_inject(pid_t pid, int pidfd, int *ret_uffd, struct err *err)
     seized = r == 0;
     fault_point("hyp.seized");
     if (seized)
-        r = make_and_copy(&t, pidfd, &uffd, err);
+        r = make_and_copy(&t, pidfd, kind, device, &uffd, err);
     fault_point("hyp.injected");
     released = tracee_release(&t, seized);
     if (r < 0)
@@ -257,9 +418,10 @@ int uffd_inject(pid_t pid, int pidfd, int *ret_uffd, struct err *err)
 
 #else
 
-int uffd_inject(pid_t pid, int pidfd, int *ret_uffd, struct err *err)
+int uffd_inject(pid_t pid, int pidfd, enum uffd_kind kind, int *ret_uffd, struct err *err)
 {
     (void)pid;
+    (void)kind;
     (void)pidfd;
     (void)ret_uffd;
     return err_set(err, -EOPNOTSUPP, "memory capture is only written for x86-64 hosts");

@@ -119,7 +119,7 @@ struct hyp_vm {
     int pidfd;    /* -1: no process */
     bool adopted; /* not our child: its exit status is not ours to know */
     struct qmp *qmp;
-    struct dirty dirty;
+    struct dirty *dirty; /* NULL: not tracked */
     sd_event_source *exit_source;
     sd_event_source *timer_source;
     sd_event_source *report_source;
@@ -210,6 +210,12 @@ int vm_prepare_restore(struct hyp_vm *vm, const struct qmp_wait *wait,
 int vm_restore(struct hyp_vm *vm, const struct hyp_state *state, struct err *err) US_MUST_CHECK;
 void vm_restore_event(struct hyp_vm *vm); /* migration or running have changed */
 void vm_feed_done(struct vm_feed *feed);
+
+/* track.c */
+int vm_track(struct hyp_vm *vm, struct err *err) US_MUST_CHECK;
+int vm_dirty_take(struct hyp_vm *vm, struct run_list *list) US_MUST_CHECK;
+int vm_dirty_count(struct hyp_vm *vm, uint64_t limit, uint64_t *ret_pages) US_MUST_CHECK;
+void vm_dirty_settle(struct hyp_vm *vm);
 
 /* preflight.c */
 int vm_preflight(struct vm_spec *spec, const char *emulator, struct err *err) US_MUST_CHECK;
