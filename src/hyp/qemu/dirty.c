@@ -54,6 +54,7 @@ struct dirty {
     bool settled;         /* a move failed: regions stay where they are */
     int error;
     struct parallel *parallel; /* NULL: not worth it */
+    uint64_t parallel_pages;   /* ... for less than these, to scan */
     struct part parts[PARTS];
     uint64_t limit; /* of the count that is being made */
 };
@@ -194,7 +195,7 @@ static void count_part(void *user, size_t i)
  */
 static int in_parts(struct dirty *d, void (*fn)(void *user, size_t i))
 {
-    bool wide = d->parallel && (d->n_regions - d->n_cold) * d->region_pages >= PARALLEL_PAGES;
+    bool wide = d->parallel && (d->n_regions - d->n_cold) * d->region_pages >= d->parallel_pages;
     int n = wide ? PARTS : 1, r;
 
     for (int i = 0; i < n; i++) {
@@ -415,6 +416,7 @@ static int new_dirty(const struct dirty_target *target, struct dirty **ret_dirty
     d->base = target->base;
     d->n_pages = target->n_bytes / VM_PAGE_BYTES;
     d->pagemap_fd = d->async_fd = -1;
+    d->parallel_pages = target->n_threads ? 0 : PARALLEL_PAGES;
     d->region_pages = REGION_PAGES_MIN;
     while ((d->n_pages - 1) / d->region_pages >= REGIONS_MAX)
         d->region_pages *= 2;

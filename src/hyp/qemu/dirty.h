@@ -47,7 +47,7 @@ struct dirty_target {
     /* Fresh userfaultfds of that process, non-blocking, -1: none of this kind. The synchronous one
      * must handle faults of the kernel. */
     int async_fd, sync_fd;
-    unsigned n_threads; /* that scan; 0: as many as it pays */
+    unsigned n_threads; /* that take; 0: as many as it pays, and where it does */
 };
 
 /* Checks with descriptors of our own that the kernel can do it, one way or the other: *ret_ways.
