@@ -363,6 +363,39 @@ static void failure_frees_everybody(void **state)
 #endif
 }
 
+/* A region that cannot be moved to the other way is tracked by neither: that is said. */
+static void a_failed_move_is_an_error(void **state)
+{
+#ifdef US_FAULT_POINTS
+    struct world w = world_new();
+    uint8_t *copy = malloc(RAM_BYTES);
+    struct run_list list = {0};
+    struct dirty *d;
+
+    if ((ways_here & DIRTY_BOTH) != DIRTY_BOTH)
+        skip();
+    assert_non_null(copy);
+    d = track(&w, DIRTY_BOTH);
+    await_writes(&w, 20000);
+    stop(&w);
+    assert_true(take_and_copy(&w, d, copy) > 1000);
+    dirty_settle(d, NS_PER_S);
+    for (unsigned takes = 0; takes < 100; takes++)
+        assert_int_equal(take_and_copy(&w, d, copy), 0);
+    fault_arm("hyp.watch 1 error ENOMEM");
+    dirty_settle(d, NS_PER_S);
+    fault_arm(NULL);
+    assert_true(dirty_broken(d));
+    assert_int_equal(dirty_take(d, &list), -ENOMEM);
+    go(&w);
+    dirty_free(d);
+    free(copy);
+    world_free(&w);
+#else
+    skip();
+#endif
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -370,6 +403,7 @@ int main(void)
         cmocka_unit_test(regions_move),
         cmocka_unit_test(goes_on_when_its_tracker_dies),
         cmocka_unit_test(failure_frees_everybody),
+        cmocka_unit_test(a_failed_move_is_an_error),
     };
     const char *given = getenv("DIRTY_SEED");
     struct err err;

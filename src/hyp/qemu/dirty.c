@@ -297,7 +297,7 @@ static void make_hot(struct dirty *d, uint64_t region)
 
     if (fault_watch_count(d->watch, region) > 0)
         return;
-    r = fault_error("hyp.move") ?: fault_watch_remove(d->watch, region);
+    r = fault_watch_remove(d->watch, region);
     if (r < 0) {
         d->settled = true;
         return;
