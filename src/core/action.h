@@ -93,6 +93,7 @@ struct core_timing {
     uint64_t arb_retry_ns;   /* between two questions to an arbiter that does not answer */
     uint64_t resume_ns;      /* between two attempts to resume a broken session */
     uint64_t reprotect_ns;   /* between two attempts to find a standby for a solo VM */
+    uint64_t cool_down_ns;   /* after a guest has outrun the link, until the next such attempt */
     uint64_t look_ns;        /* between two looks at the register while solo */
     uint64_t start_ns;       /* how long a start waits for the arbiter */
     uint64_t hand_over_ns;   /* how long a switchover may take before it is given up */

@@ -109,6 +109,17 @@ static bool has_pair(const struct primary *p)
 
 /* ---- states ---- */
 
+static uint64_t max_u64(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* When to look for a standby again. */
+static uint64_t reprotect_at(const struct primary *p, uint64_t now)
+{
+    return p->wanted[0] ? max_u64(now + p->timing.reprotect_ns, p->cool_until_ns) : CORE_NEVER;
+}
+
 static void enter_solo(struct primary *p, const char *why, uint64_t now, struct actions *out)
 {
     set_state(p, PRIMARY_SOLO, why, out);
@@ -121,7 +132,7 @@ static void enter_solo(struct primary *p, const char *why, uint64_t now, struct 
         actions_add(out, ACT_VM_RESUME);
     p->handing = p->handed = false;
     p->hand_epoch = 0;
-    drop_link(p, WIRE_BYE_STOPPED, p->wanted[0] ? now + p->timing.reprotect_ns : CORE_NEVER, out);
+    drop_link(p, WIRE_BYE_STOPPED, reprotect_at(p, now), out);
 }
 
 static void enter_isolated(struct primary *p, const char *why, struct actions *out)
@@ -292,7 +303,7 @@ static void on_link_lost(struct primary *p, const char *why, uint64_t now, struc
 {
     switch (p->state) {
     case PRIMARY_SOLO:
-        drop_link(p, 0, p->wanted[0] ? now + p->timing.reprotect_ns : CORE_NEVER, out);
+        drop_link(p, 0, reprotect_at(p, now), out);
         break;
     case PRIMARY_SEEDING:
         enter_solo(p, why, now, out);
@@ -401,6 +412,7 @@ static void on_protect(struct primary *p, const char *host, uint64_t now, struct
     bool other = strcmp(p->wanted, host) != 0;
 
     name_copy(p->wanted, host);
+    p->cool_until_ns = 0;
     if (p->state == PRIMARY_SOLO && (p->link == LINK_NONE || other))
         drop_link(p, WIRE_BYE_STOPPED, now, out); /* also an attempt to reach another host */
 }
@@ -425,6 +437,14 @@ static void on_switchover(struct primary *p, uint64_t now, struct actions *out)
     p->handing = true;
     p->hand_deadline_ns = now + p->timing.hand_over_ns;
     actions_add(out, ACT_HAND_OVER);
+}
+
+static void on_outrun(struct primary *p, uint64_t now, struct actions *out)
+{
+    if (p->state != PRIMARY_PROTECTED)
+        return;
+    p->cool_until_ns = now + p->timing.cool_down_ns;
+    enter_isolated(p, "the guest outruns the link", out); /* which stays, as for unprotect */
 }
 
 static void on_stop(struct primary *p, struct actions *out)
@@ -524,6 +544,9 @@ void primary_step(struct primary *p, const struct primary_event *ev, uint64_t no
         break;
     case PEV_SWITCHOVER:
         on_switchover(p, now, out);
+        break;
+    case PEV_OUTRUN:
+        on_outrun(p, now, out);
         break;
     case PEV_STOP:
         on_stop(p, out);

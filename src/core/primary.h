@@ -45,6 +45,9 @@
  * release them, whatever the register says: if it takes over, then with all that it
  * acknowledged), but the VM does not count as protected.
  *
+ * A guest that outruns the link may leave the pair as one that shall not be protected any more: by
+ * way of ISOLATED, while epochs go on. It stays SOLO for a while, since it would outrun it again.
+ *
  * HANDING is a switchover: the VM is stopped for a last epoch, and when that is acknowledged (so
  * its frames are released) the standby is told to claim. It claims as it would from a dead primary;
  * the register decides. The VM does not run again before the register has said that it is this
@@ -98,6 +101,8 @@ struct primary {
     uint64_t pair_term;  /* ARMING..ISOLATED: the term that epochs carry; otherwise 0 */
     uint64_t arm_epoch;  /* ARMING: the first epoch cut after the gate closed; 0 = not yet cut */
 
+    uint64_t cool_until_ns; /* it outran the link: not to be protected again before */
+
     bool handing;        /* the VM stands still, or is about to: from HANDING on, or attached so */
     bool handed;         /* the standby was told to claim */
     uint64_t hand_epoch; /* HANDING: the last epoch; 0 = not yet cut */
@@ -127,6 +132,8 @@ enum primary_event_type {
     PEV_PROTECT,     /* operator: u.host */
     PEV_UNPROTECT,   /* operator */
     PEV_SWITCHOVER,  /* operator: hand the VM over; ignored unless PROTECTED with the link up */
+    PEV_OUTRUN,      /* the guest writes memory faster than the link carries, and its file says that
+                      * it goes on alone then; ignored unless PROTECTED */
     PEV_STOP,        /* operator, or the guest powered itself off */
     PEV_VM_DIED,     /* the hypervisor is gone */
 };

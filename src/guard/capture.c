@@ -27,10 +27,10 @@
  * FROZEN: isolated, and the gate is full; the VM stands still until it can go on.
  *
  * WAITING ends at once, unless a flush was answered without a sync and may have been the guest's,
- * or the VM is being handed over to its standby: then it stays stopped.
+ * or the VM is being handed over to its standby: then it stays stopped; or it has outrun the link:
+ * then pace.c lets it go on when earlier epochs are acknowledged.
  *
- * When the staging memory is full the last pass waits for the sender, with the VM stopped: that is
- * how a guest that dirties faster than the link carries is throttled.
+ * When the staging memory is full the last pass waits for the sender, with the VM stopped.
  *
  * Pages that were marked clean must reach the standby or be sent again. Each cut epoch's pages are
  * therefore remembered until it is acknowledged; when the link breaks in between and resumes, they
@@ -148,7 +148,7 @@ static void close_epoch(struct guard *g)
         send_epoch(g);
     remember(g);
     fault_point("guard.closed");
-    controller_cut(&g->controller, now);
+    pace_cut(g, &c->now, c->fate == EPOCH_IN_FLIGHT && !c->torn);
     stats_epoch(&g->stats, &c->now);
     estimate_epoch(g, &c->now);
 }
@@ -157,14 +157,15 @@ static void close_epoch(struct guard *g)
 static void go_on(struct guard *g)
 {
     struct capture *c = &g->capture;
+    bool last = g->core.handing && g->core.hand_epoch == c->epoch;
 
     c->phase = CAPTURE_WAITING;
     if (c->flush != FLUSH_CLEAR)
         return;
     c->resumed_ns = clock_now_ns();
-    if (g->core.handing && g->core.hand_epoch == c->epoch)
-        close_epoch(g); /* the last one here */
-    else
+    if (last || pace_will_hold(g))
+        close_epoch(g); /* what is waited for may be its acknowledgement */
+    if (!last && !pace_holds(g))
         order_resume(g);
 }
 
@@ -487,6 +488,7 @@ void capture_committed(struct guard *g, uint64_t epoch)
     unsigned done = 0, i;
     struct in_flight first;
 
+    pace_committed(g, epoch);
     while (done < c->n_in_flight && c->ring[done].epoch <= epoch)
         done++;
     /* Rotates, so that the lists' memory is used again. */
@@ -504,6 +506,7 @@ void capture_rebase(struct guard *g)
     unsigned i;
 
     fault_point("guard.rebase");
+    pace_forget(g);
     for (i = 0; i < c->n_in_flight; i++) {
         if (run_list_append(&c->carry, &c->ring[i].runs) < 0)
             torn(g, "out of memory for the list of dirty pages");
@@ -517,6 +520,7 @@ void capture_forget(struct guard *g)
 {
     struct capture *c = &g->capture;
 
+    pace_forget(g);
     c->n_in_flight = 0;
     c->carry.n = 0;
     c->fate = EPOCH_FORGOTTEN;

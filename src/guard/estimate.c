@@ -138,6 +138,7 @@ static int begin(struct guard *g, unsigned seconds, struct err *err)
         sender_detach(g->sender);
         return err_sys(err, r, "event loop");
     }
+    pace_link(g, bin->ops->fd(bin));
     *e = (struct estimate){.deadline = e->deadline, .runs = true, .made = true, .seconds = seconds};
     e->from = e->to = counters(g);
     e->seen_frames = released_frames(g);

@@ -67,6 +67,19 @@ static json_t *encoding(const struct sender_report *sent)
                      "write_ms", ms(sent->write_ns));
 }
 
+json_t *figures_pace(const struct guard *g)
+{
+    struct controller_figures f;
+
+    controller_figures_get(&g->pace.controller, &f);
+    return json_pack("{s:f, s:f, s:f, s:i, s:I, s:f, s:I, s:I}", "interval_ms", ms(f.interval_ns),
+                     "slowdown_pct", f.slowdown_permille / 10.0, "held_pct", f.held_permille / 10.0,
+                     "in_flight", (int)f.in_flight, "in_flight_bytes",
+                     (json_int_t)f.in_flight_bytes, "round_trip_ms", ms(f.round_trip_ns),
+                     "carries_bytes_per_s", (json_int_t)f.bytes_per_s, "epoch_pages",
+                     (json_int_t)f.epoch_pages);
+}
+
 json_t *figures_json(struct guard *g)
 {
     uint64_t interval = stats_interval(&g->stats);

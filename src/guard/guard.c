@@ -10,7 +10,6 @@
 
 #include "base/cleanup.h"
 #include "base/fault.h"
-#include "guard/pace.h"
 #include "io/log.h"
 
 enum {
@@ -18,6 +17,7 @@ enum {
     ARBITER_RETRY_MS = 100,
     RESUME_MS = 200,
     REPROTECT_MS = 1000,
+    COOL_DOWN_MS = 60000,
     LOOK_MS = 5000,
     START_MS = 10000,
     HAND_OVER_MS = 2000,
@@ -264,6 +264,7 @@ static void settle(struct guard *g)
     }
     status_answer_switchover(g);
     capture_continue(g);
+    pace_continue(g);
     now = clock_now_ns();
     cut_at = pace_cut_if_due(g, now);
     at = primary_deadline(&g->core);
@@ -334,6 +335,7 @@ static void setup_timing(const struct host_config *config, struct core_timing *r
         .arb_retry_ns = ARBITER_RETRY_MS * NS_PER_MS,
         .resume_ns = RESUME_MS * NS_PER_MS,
         .reprotect_ns = REPROTECT_MS * NS_PER_MS,
+        .cool_down_ns = COOL_DOWN_MS * NS_PER_MS,
         .look_ns = LOOK_MS * NS_PER_MS,
         .start_ns = START_MS * NS_PER_MS,
         .hand_over_ns = HAND_OVER_MS * NS_PER_MS,

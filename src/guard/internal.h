@@ -4,13 +4,13 @@
 
 /* The guard's parts; see guard.h for which file holds what. Private to src/guard. */
 
-#include "core/controller.h"
 #include "core/gate.h"
 #include "core/primary.h"
 #include "guard/copy_set.h"
 #include "guard/estimate.h"
 #include "guard/guard.h"
 #include "guard/output.h"
+#include "guard/pace.h"
 #include "guard/resync.h"
 #include "guard/sender.h"
 #include "guard/stats.h"
@@ -23,14 +23,12 @@
 #include "io/stage.h"
 
 enum {
-    IN_FLIGHT_NORMAL = 8, /* epochs in flight before the interval stretches */
-    IN_FLIGHT_MAX = 16,   /* ... at all */
-    SEEDS_IN_FLIGHT = 4,  /* seeding epochs sent and not acknowledged */
-    STOP_MS = 50,         /* a VM that was told to stop normally has by then */
-    DIRTY_LIMIT_PAGES = 8192,
-    CHECKPOINT_FAILURES_MAX = 3, /* in a row, then the VM goes solo */
-    AHEAD_PAGES = 512,           /* dirty: worth a pass while the VM runs */
-    AHEAD_STEP_PAGES = 512,      /* of that pass at a time: about 0.15 ms */
+    IN_FLIGHT_MAX = CONTROLLER_IN_FLIGHT_MAX, /* epochs */
+    SEEDS_IN_FLIGHT = 4,                      /* seeding epochs sent and not acknowledged */
+    STOP_MS = 50,                             /* a VM that was told to stop normally has by then */
+    CHECKPOINT_FAILURES_MAX = 3,              /* in a row, then the VM goes solo */
+    AHEAD_PAGES = 512,                        /* dirty: worth a pass while the VM runs */
+    AHEAD_STEP_PAGES = 512,                   /* of that pass at a time: about 0.15 ms */
 };
 
 /* Event source priorities: the smaller, the sooner. Timers come after descriptors, so that a
@@ -144,7 +142,7 @@ struct guard {
     struct body *body;
     struct primary core;
     struct gate gate;
-    struct controller controller;
+    struct pace pace;
     struct output *output;
     struct stage_pool *pool;
     struct sender *sender;
@@ -157,7 +155,6 @@ struct guard {
     struct resync resync;
     struct link link;
     struct stats stats;
-    uint64_t talked_ns; /* when frames were last seen waiting */
     sd_event_source *timer, *post;
     void (*on_started)(void *user, const char *refused);
     void *user;
@@ -264,6 +261,8 @@ void estimate_free(struct guard *g);
 /* figures.c */
 /* What is measured, for status. */
 json_t *figures_json(struct guard *g);
+/* What the controller goes by. */
+json_t *figures_pace(const struct guard *g);
 /* The last epochs, oldest first: {"epochs": [...]}. */
 json_t *figures_trace(const struct guard *g);
 

@@ -176,6 +176,7 @@ static void on_data_hello(void *user, const struct wire_hello *hello)
     if (!accepted(g, WIRE_CHANNEL_DATA, g->link.data, hello))
         return;
     t = channel_take_transport(take_ptr(g->link.data));
+    pace_link(g, t->ops->fd(t));
     if (sender_attach(g->sender, t) < 0) {
         t->ops->close(t);
         link_broken(g, "the data channel cannot be used");

@@ -73,8 +73,10 @@ static bool fill(struct guard *g, struct stage_chunk *chunk)
 
 static void end_epoch(struct guard *g)
 {
-    if (g->seed.epoch_open)
+    if (g->seed.epoch_open) {
         sender_end(g->sender);
+        pace_seed_cut(g, g->seed.last_epoch, g->seed.epoch_pages);
+    }
     g->seed.epoch_open = false;
 }
 

@@ -23,7 +23,10 @@ static void reason(const struct guard *g, char *text, size_t n)
     text[0] = '\0';
     switch (p->state) {
     case PRIMARY_SOLO:
-        if (p->wanted[0])
+        if (p->wanted[0] && clock_now_ns() < p->cool_until_ns)
+            (void)snprintf(text, n, "it outran the link to %s; tried again in %.0f s", p->wanted,
+                           (double)(p->cool_until_ns - clock_now_ns()) / (double)NS_PER_S);
+        else if (p->wanted[0])
             (void)snprintf(text, n, "%s: %s", p->wanted,
                            g->link.why[0] ? g->link.why : "not connected yet");
         break;
@@ -76,6 +79,7 @@ json_t *status_json(struct guard *g)
                        (json_int_t)p->record.term, "epoch", (json_int_t)(p->next_epoch - 1),
                        "committed_epoch", (json_int_t)p->committed);
     add(status, figures_json(g));
+    add(status, json_pack("{s:o}", "pace", figures_pace(g)));
     add(status, json_pack("{s:o, s:i, s:i, s:I, s:i, s:s, s:s, s:I, s:s}", "seeding", seeding(g),
                           "pid", (int)getpid(), "hypervisor_pid",
                           g->body->vm ? (int)g->body->ops->pid(g->body->vm) : 0, "memory_bytes",

@@ -42,6 +42,9 @@ struct transport {
  * when the peer has taken nothing for 3 s. */
 void transport_tune(int fd);
 
+/* The shortest round trip that TCP has seen on this socket lately, in ns; 0 = not known. */
+uint64_t transport_round_trip_ns(int fd);
+
 /* Starts to connect to "ADDRESS:PORT" or "[ADDRESS]:PORT" (numeric, no look-ups), non-blocking.
  * On success *ret_fd is a socket that becomes writable when connected or failed (SO_ERROR). */
 int transport_tcp_connect(const char *address, int *ret_fd, struct err *err) US_MUST_CHECK;

@@ -321,7 +321,7 @@ void check_step(struct world *w)
             break;
         }
         if (g->vm.exists && g->vm.paused && g->cut == CUT_IDLE && !g->next_action &&
-            !g->core.handing)
+            !g->core.handing && !(g->throttled && g->up && in_flight(g)))
             world_fail(w, "S: the VM of %s stands still for nothing", host_names[i]);
         if (g->core.handed && g->vm.exists && !g->vm.paused)
             world_fail(w, "S: %s has handed its VM over and runs it all the same", host_names[i]);

@@ -42,6 +42,9 @@
     X(STOPPED, "stops on purpose", 200)                                                            \
     X(STOP_PROTECTED, "stops of a protected VM", 100)                                              \
     X(UNPROTECTED, "a protected VM was unprotected", 500)                                          \
+    X(OUTRUN, "a protected VM was given up because it outran the link", 200)                       \
+    X(OUTRUN_BACK, "... and protected again", 100)                                                 \
+    X(THROTTLED, "VMs held after a cut until earlier epochs were acknowledged", 500)               \
     X(LATE_PRIMARY, "a primary's timer that was late by itself", 100)                              \
     X(LATE_STANDBY, "a standby's timer that was late by itself", 100)                              \
     X(ARB_CRASH_APPLIED, "a question carried out by an arbiter that crashed", 50)                  \

@@ -51,6 +51,7 @@ static void setup_timing(struct world *w, bool vary)
         .arb_retry_ns = 100 * NS_PER_MS,
         .resume_ns = 200 * NS_PER_MS,
         .reprotect_ns = 300 * NS_PER_MS,
+        .cool_down_ns = NS_PER_S,
         .look_ns = NS_PER_S,
         .start_ns = 5 * NS_PER_S,
         .hand_over_ns = 2 * NS_PER_S,
@@ -63,6 +64,7 @@ static void setup_timing(struct world *w, bool vary)
         timing.arb_retry_ns = rng_log(w, 10 * NS_PER_MS, 300 * NS_PER_MS);
         timing.resume_ns = rng_log(w, NS_PER_MS, 300 * NS_PER_MS);
         timing.reprotect_ns = rng_log(w, NS_PER_MS, 500 * NS_PER_MS);
+        timing.cool_down_ns = rng_log(w, NS_PER_MS, 3 * NS_PER_S);
         timing.start_ns = rng_log(w, 300 * NS_PER_MS, 5 * NS_PER_S);
         timing.hand_over_ns = rng_log(w, 10 * NS_PER_MS, 2 * NS_PER_S);
         s->heartbeat_ns = rng_range(w, 8 * NS_PER_MS, 20 * NS_PER_MS);
@@ -92,7 +94,7 @@ static void setup_load(struct world *w, bool busy)
     s->seed_ahead = rng_chance(w, 300000);
     s->interval_min_ns = rng_log(w, NS_PER_MS, 8 * NS_PER_MS);
     s->interval_max_ns = rng_log(w, 20 * NS_PER_MS, 200 * NS_PER_MS);
-    s->max_in_flight = (unsigned)rng_range(w, 1, 8);
+    s->max_slowdown = (unsigned)rng_range(w, 50, 900);
 }
 
 void faults_setup(struct world *w, enum profile profile)

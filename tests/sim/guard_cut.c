@@ -5,11 +5,18 @@
  * stopped, the epoch gets its number, the pages are copied, the frames that the VM had sent so far
  * are taken, the stamp moves on, the VM resumes, the epoch goes out. */
 
-enum { IN_FLIGHT_MAX = 16, DIRTY_LIMIT_PAGES = 3000, HELD_LOW = 64 };
+enum { EPOCH_PAGES = 3000, IN_FLIGHT_MIB = 64, HELD_LOW = 64 };
 
 void cut_init(struct world *w, unsigned host)
 {
     struct sim_guard *g = &w->hosts[host].guard;
+    struct controller_params params = {
+        .interval_min_ns = w->setup.interval_min_ns,
+        .interval_max_ns = w->setup.interval_max_ns,
+        .slowdown_permille = w->setup.max_slowdown,
+        .epoch_pages_max = EPOCH_PAGES,
+        .in_flight_bytes_max = IN_FLIGHT_MIB << 20,
+    };
 
     g->cut = CUT_IDLE;
     g->cut_conn = NONE;
@@ -17,13 +24,8 @@ void cut_init(struct world *w, unsigned host)
     g->rebase = g->seeding = false;
     g->held_first = g->n_held = g->n_decided = 0;
     g->stamp_later = 0;
-    g->controller = (struct controller){
-        .interval_min_ns = w->setup.interval_min_ns,
-        .interval_max_ns = w->setup.interval_max_ns,
-        .dirty_limit_pages = DIRTY_LIMIT_PAGES,
-        .max_in_flight = w->setup.max_in_flight,
-        .last_cut_ns = w->now_ns,
-    };
+    g->throttled = false;
+    controller_init(&g->controller, &params, w->now_ns);
 }
 
 /* ---- frames ---- */
@@ -141,15 +143,14 @@ static void controller_input(const struct sim_guard *g, struct controller_input 
 
     *ret_in = (struct controller_input){
         .frames_wait = g->gate.holding && g->n_held && newest->stamp == g->gate.open_epoch,
-        .in_flight = in_flight(g),
         .dirty_pages = g->dirty_seen,
     };
 }
 
 static bool may_cut(const struct sim_guard *g)
 {
-    return g->cut == CUT_IDLE && g->vm.exists && primary_may_cut(&g->core) &&
-           in_flight(g) < IN_FLIGHT_MAX;
+    return g->cut == CUT_IDLE && !g->throttled && g->vm.exists && primary_may_cut(&g->core) &&
+           in_flight(g) < CONTROLLER_IN_FLIGHT_MAX;
 }
 
 uint64_t cut_deadline(struct world *w, unsigned host)
@@ -166,27 +167,6 @@ uint64_t cut_deadline(struct world *w, unsigned host)
     return at < probe_at ? at : probe_at;
 }
 
-void cut_if_due(struct world *w, unsigned host)
-{
-    struct sim_guard *g = &w->hosts[host].guard;
-    struct controller_input in;
-
-    if (!may_cut(g))
-        return;
-    if (w->now_ns >= controller_probe_at(&g->controller)) {
-        g->dirty_seen = g->vm.dirty_pages;
-        controller_probed(&g->controller, w->now_ns, 50 * NS_PER_US);
-    }
-    controller_input(g, &in);
-    if (g->core.arm_epoch && g->core.state != PRIMARY_HANDING &&
-        !controller_due(&g->controller, &in, w->now_ns))
-        return;
-    g->cut = CUT_STOPPING;
-    g->vm.paused = true;
-    world_post(w, w->now_ns + rng_log(w, 200 * NS_PER_US, 2 * NS_PER_MS), EV_CUT_OPEN,
-               proc_id(host, ROLE_GUARD), 0);
-}
-
 static void resume_vm(struct world *w, unsigned host)
 {
     struct sim_guard *g = &w->hosts[host].guard;
@@ -194,8 +174,39 @@ static void resume_vm(struct world *w, unsigned host)
     g->cut = CUT_IDLE;
     if (g->stands)
         return;
+    if (!primary_may_cut(&g->core))
+        controller_forget(&g->controller, w->now_ns);
+    g->throttled = controller_holds(&g->controller, w->now_ns);
+    if (g->throttled) {
+        cover(w, COVER_THROTTLED);
+        return;
+    }
     g->vm.paused = false;
     vm_resume(w, host);
+}
+
+void cut_if_due(struct world *w, unsigned host)
+{
+    struct sim_guard *g = &w->hosts[host].guard;
+    struct controller_input in;
+
+    if (g->throttled)
+        resume_vm(w, host);
+    if (!may_cut(g))
+        return;
+    if (w->now_ns >= controller_probe_at(&g->controller)) {
+        g->dirty_seen = g->vm.dirty_pages;
+        controller_probed(&g->controller, g->dirty_seen, w->now_ns, 50 * NS_PER_US);
+    }
+    controller_input(g, &in);
+    if (g->core.arm_epoch && g->core.state != PRIMARY_HANDING &&
+        !controller_due(&g->controller, &in, w->now_ns))
+        return;
+    g->cut = CUT_STOPPING;
+    g->cut_at_ns = w->now_ns;
+    g->vm.paused = true;
+    world_post(w, w->now_ns + rng_log(w, 200 * NS_PER_US, 2 * NS_PER_MS), EV_CUT_OPEN,
+               proc_id(host, ROLE_GUARD), 0);
 }
 
 void cut_open(struct world *w, unsigned host)
@@ -216,6 +227,7 @@ void cut_open(struct world *w, unsigned host)
     g->cut_msg = take_epoch(w, host, g->rebase ? g->core.committed : g->last_cut);
     g->rebase = false;
     g->stands = g->core.hand_epoch == g->cut_msg.epoch;
+    g->cut_pages = g->vm.dirty_pages;
     g->vm.dirty_pages = g->dirty_seen = 0;
     world_post(w, w->now_ns + copy_ns, EV_CUT_DONE, proc_id(host, ROLE_GUARD), 0);
 }
@@ -223,6 +235,13 @@ void cut_open(struct world *w, unsigned host)
 void cut_done(struct world *w, unsigned host)
 {
     struct sim_guard *g = &w->hosts[host].guard;
+    struct controller_epoch epoch = {
+        .epoch = g->cut_msg.epoch,
+        .pause_ns = w->now_ns - g->cut_at_ns,
+        .busy_permille = (uint32_t)rng_below(w, 1001),
+        .bytes = g->cut_pages * WIRE_PAGE_BYTES,
+        .in_flight = g->up && g->data == g->cut_conn,
+    };
     bool go_on;
 
     if (!g->vm.exists)
@@ -242,7 +261,7 @@ void cut_done(struct world *w, unsigned host)
             cover(w, COVER_CUT_LOST);
         g->rebase = true;
     }
-    controller_cut(&g->controller, w->now_ns);
+    controller_cut(&g->controller, &epoch, w->now_ns);
     resume_vm(w, host);
     go_on = frames_release(w, host);
     if (go_on) {

@@ -134,6 +134,7 @@ static void on_welcome(struct world *w, unsigned host)
     struct primary_event ev = {.type = PEV_LINK_READY};
 
     g->up = true;
+    controller_link(&g->controller, NS_PER_MS, w->now_ns);
     g->connect_by_ns = NEVER;
     if (g->resume && g->ready_term && g->ready_epoch > g->core.committed)
         cover(w, COVER_RESUMED_NEWER);

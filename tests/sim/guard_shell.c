@@ -121,6 +121,7 @@ static bool committed(struct world *w, unsigned host, uint64_t epoch)
     struct sim_guard *g = &w->hosts[host].guard;
 
     g->gate.committed = epoch;
+    controller_acked(&g->controller, epoch, w->now_ns);
     disk_committed(w, host, epoch);
     if (g->seeding && !g->seeds_left)
         world_post(w, w->now_ns, EV_SEED, proc_id(host, ROLE_GUARD), 0);
@@ -179,6 +180,7 @@ static bool act(struct world *w, unsigned host, const struct action *a)
         break;
     case ACT_REBASE:
         cover(w, COVER_RESUMED);
+        controller_forget(&g->controller, w->now_ns);
         disk_rebase(w, host);
         g->sent_before = g->core.next_epoch - 1;
         g->rebase = !planted(w, PLANT_NO_REBASE) &&
@@ -190,6 +192,7 @@ static bool act(struct world *w, unsigned host, const struct action *a)
         break;
     case ACT_GATE_FLOW:
         g->gate.holding = false;
+        controller_forget(&g->controller, w->now_ns);
         disk_solo(w, host);
         return frames_release(w, host);
     case ACT_COMMITTED:

@@ -80,6 +80,8 @@ void live_step(struct world *w)
         cover(w, t->was_protected ? COVER_PROTECTED_AGAIN : COVER_PROTECTED);
         if (w->hosts[t->sessions[w->hosts[host].guard.session].standby].has_crashed)
             cover(w, COVER_BACKED_BY_RETURNED);
+        if (w->hosts[host].guard.core.cool_until_ns)
+            cover(w, COVER_OUTRUN_BACK);
         t->was_protected = true;
         t->protected_since_ns = w->now_ns;
         t->emitted_before = t->emitted;

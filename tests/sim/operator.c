@@ -153,6 +153,11 @@ static void order(struct world *w)
     } else if (what < 75) {
         TRACE(w, "operator: switchover");
         guard_simple_step(w, (unsigned)host, PEV_SWITCHOVER);
+    } else if (what < 80) {
+        TRACE(w, "the guest outruns the link");
+        if (w->hosts[host].guard.core.state == PRIMARY_PROTECTED)
+            cover(w, COVER_OUTRUN);
+        guard_simple_step(w, (unsigned)host, PEV_OUTRUN);
     } else if (what < 90) {
         TRACE(w, "operator: unprotect");
         if (w->hosts[host].guard.core.state == PRIMARY_PROTECTED)

@@ -63,7 +63,7 @@ struct setup {
     unsigned seeds;
     bool seed_ahead; /* seeding counts as done once all is sent, not acknowledged */
     uint64_t interval_min_ns, interval_max_ns;
-    unsigned max_in_flight;
+    unsigned max_slowdown; /* permille */
 };
 
 #endif

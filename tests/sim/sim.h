@@ -251,6 +251,8 @@ struct sim_guard {
     uint64_t sent_before; /* epochs up to here do not count as in flight */
     bool rebase;          /* the next epoch carries all that is unacknowledged */
     uint64_t dirty_seen;
+    uint64_t cut_at_ns, cut_pages;
+    bool throttled; /* the VM stands still until earlier epochs are acknowledged */
 
     struct sim_journal journal;
     bool stands;    /* the VM: its last epoch was cut, it is being handed over */
