@@ -10,7 +10,8 @@
 
 #include "base/cleanup.h"
 #include "witness/store.h"
-#include "wire/msg.h"
+#include "wire/page.h"
+#include "wire/pages.h"
 
 /* understudy-dump: shows, one line each, what one direction of a connection carried (a hello and
  * messages, as any tool records them), or a register of the witness. For looking into failures; it
@@ -32,6 +33,12 @@ static const char *const encoding_names[] = {
     [WIRE_ENC_ZERO] = "zero",
     [WIRE_ENC_RAW] = "raw",
     [WIRE_ENC_LZ4] = "lz4",
+    [WIRE_ENC_ZSTD] = "zstd",
+};
+static const char *const page_names[] = {
+    [WIRE_PAGE_ZERO] = "zero",           [WIRE_PAGE_UNCHANGED] = "unchanged",
+    [WIRE_PAGE_DUPLICATE] = "duplicate", [WIRE_PAGE_CHANGES] = "changes",
+    [WIRE_PAGE_WHOLE] = "whole",
 };
 static const char *const bye_names[] = {
     [WIRE_BYE_STOPPED] = "stopped",       [WIRE_BYE_VM_DIED] = "VM died",
@@ -127,12 +134,37 @@ static void print_addresses(const struct wire_addresses *addresses)
     }
 }
 
+/* What the body of a message says of its pages; only the standby's memory could tell their bytes.
+ */
+static void print_body(const struct wire_pages *pages)
+{
+    static uint8_t body[PAGE_BODY_BYTES];
+    static struct page_table table;
+    struct packer *packer = packer_new();
+    struct err err = {"out of memory"};
+    int r = packer ? pages_decode(packer, pages, body, &err) : -ENOMEM;
+
+    if (r == 0)
+        r = page_table_unpack(body, pages->n_body, pages->n, &table, &err);
+    packer_free(packer);
+    if (r < 0)
+        printf(" (%s)", err.text);
+    for (uint32_t i = 0; r == 0 && i < table.n; i++) {
+        const struct page_item *page = &table.page[i];
+
+        printf(" %llu=%s", (ull)page->number, NAME_OF(page_names, page->kind));
+        if (page->kind == WIRE_PAGE_CHANGES)
+            printf("/%u", page->n_bytes);
+        if (page->kind == WIRE_PAGE_DUPLICATE)
+            printf("-%u", page_distance_get(page));
+    }
+}
+
 static void print_pages(const struct wire_pages *pages)
 {
-    printf("pages %u:", pages->n);
-    for (uint32_t i = 0; i < pages->n; i++)
-        printf(" %llu=%s/%u", (ull)pages->page[i].number,
-               NAME_OF(encoding_names, pages->page[i].encoding), pages->page[i].n_bytes);
+    printf("pages %u in %u %s/%u:", pages->n, pages->n_body,
+           NAME_OF(encoding_names, pages->encoding), pages->n_bytes);
+    print_body(pages);
 }
 
 static void print_disk_piece(const struct wire_disk_piece *p)
@@ -228,8 +260,8 @@ static void print_msg(const struct wire_msg *m)
         print_disk(&m->u.disk);
         break;
     case WIRE_STATE:
-        printf("state %s %llu+%u of %llu %s/%u", m->u.state.format, (ull)m->u.state.offset,
-               m->u.state.n_raw, (ull)m->u.state.total,
+        printf("state %s %llu+%u of %llu%s %s/%u", m->u.state.format, (ull)m->u.state.offset,
+               m->u.state.n_raw, (ull)m->u.state.total, m->u.state.delta ? " delta" : "",
                NAME_OF(encoding_names, m->u.state.encoding), m->u.state.n_bytes);
         break;
     case WIRE_EPOCH_END:

@@ -46,18 +46,18 @@ static json_t *pause_breakdown(const struct guard *g)
 
 static json_t *encoding(const struct sender_report *sent)
 {
-    static const char *const levels[] = {[SENDER_RAW] = "raw",
-                                         [SENDER_DELTA] = "delta",
-                                         [SENDER_LZ4] = "lz4",
-                                         [SENDER_ZSTD] = "zstd"};
-    static const char *const kinds[SENDER_KINDS] = {[SENDER_ZERO] = "zero",
-                                                    [SENDER_UNCHANGED] = "unchanged",
-                                                    [SENDER_DUPLICATE] = "duplicate",
-                                                    [SENDER_CHANGES] = "changes",
-                                                    [SENDER_WHOLE] = "whole"};
+    static const char *const levels[] = {[EFFORT_RAW] = "raw",
+                                         [EFFORT_DELTA] = "delta",
+                                         [EFFORT_LZ4] = "lz4",
+                                         [EFFORT_ZSTD] = "zstd"};
+    static const char *const kinds[WIRE_PAGE_KINDS] = {[WIRE_PAGE_ZERO] = "zero",
+                                                       [WIRE_PAGE_UNCHANGED] = "unchanged",
+                                                       [WIRE_PAGE_DUPLICATE] = "duplicate",
+                                                       [WIRE_PAGE_CHANGES] = "changes",
+                                                       [WIRE_PAGE_WHOLE] = "whole"};
     json_t *pages = json_object();
 
-    for (int i = 0; i < SENDER_KINDS; i++) /* out of memory: it is missing */
+    for (int i = 0; i < WIRE_PAGE_KINDS; i++) /* out of memory: it is missing */
         (void)json_object_set_new(pages, kinds[i], json_integer((json_int_t)sent->pages[i]));
     return json_pack("{s:s, s:o, s:I, s:I, s:I, s:I, s:f, s:f}", "level", levels[sent->level],
                      "pages", pages, "page_bytes", (json_int_t)sent->page_bytes, "page_wire_bytes",

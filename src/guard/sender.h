@@ -6,8 +6,10 @@
 #include <stdint.h>
 
 #include "disk/log.h"
+#include "guard/effort.h"
 #include "io/stage.h"
 #include "io/transport.h"
+#include "wire/msg.h"
 
 /* The sender: a thread of the guard that encodes staged epochs and writes them to the data channel,
  * so that neither costs the VM's pause or the guard's loop anything. The guard's main thread feeds
@@ -20,24 +22,6 @@
 
 struct sender;
 
-/* How hard the sender works on pages and device state; it moves between these by itself. */
-enum sender_level {
-    SENDER_RAW,   /* nothing */
-    SENDER_DELTA, /* zero, unchanged and repeated pages; changes alone of pages in the cache */
-    SENDER_LZ4,   /* that, then LZ4 */
-    SENDER_ZSTD,  /* that, then Zstandard */
-};
-
-/* How pages were sent. */
-enum sender_kind {
-    SENDER_ZERO,
-    SENDER_UNCHANGED, /* written, with the same bytes */
-    SENDER_DUPLICATE, /* of one sent before in the same epoch */
-    SENDER_CHANGES,   /* against what the standby has */
-    SENDER_WHOLE,
-    SENDER_KINDS,
-};
-
 struct sender_report {
     uint64_t sent_epoch;    /* newest epoch whose end was written; 0 = none since attach */
     uint64_t encoded_epoch; /* newest one that is on the wire or about to be; acknowledging more is
@@ -49,16 +33,16 @@ struct sender_report {
     /* Since the sender was made. */
     uint64_t page_bytes, page_wire_bytes;   /* of pages: before and after encoding */
     uint64_t state_bytes, state_wire_bytes; /* of device state */
-    uint64_t pages[SENDER_KINDS];
+    uint64_t pages[WIRE_PAGE_KINDS];        /* by enum wire_page_kind */
     uint64_t encode_ns; /* spent on encoding and digests of pages and device state */
     uint64_t write_ns;  /* spent on writing, which is waiting when the link is the bottleneck */
-    enum sender_level level; /* the present one */
+    enum effort_level level; /* the present one */
 };
 
 struct sender_options {
     uint64_t delta_cache_bytes; /* most memory for copies of pages as the standby has them; 0: none,
                                  * pages go whole. Taken as it is needed */
-    bool raw;                   /* stay at SENDER_RAW: as the published algorithm does */
+    bool raw; /* whole pages only, as the published algorithm sends them: EFFORT_RAW for good */
 };
 
 /* options: copied. notify_fd: an eventfd (borrowed) written whenever the report changes or chunks

@@ -15,12 +15,19 @@
 #include "io/lock.h"
 #include "io/thread.h"
 #include "wire/page.h"
+#include "wire/pages.h"
 
 /* Theory of operation. The thread does one of two things, outside the lock: it reads the next epoch
  * (while there is a transport and no epoch is staged), or it applies the staged one (once ordered);
  * `busy` says which. An epoch being read is the thread's own, in `in`; whole and verified, it moves
  * to `staged`, which belongs to the thread too, but outlives the transport. So detach has only the
  * reading to interrupt and wait for.
+ *
+ * No epoch is read before the one before it is applied. So while one is read, the image and the
+ * applied device state are those of the epoch before, which is what the sender encodes against: a
+ * page that is unchanged, or told by its changes, is the image's; a duplicate is another page of
+ * the epoch, from the staging memory. All pages are staged whole, the unchanged ones as well: a
+ * page may come more than once, and the last one counts.
  *
  * What a peer can send is bounded: messages by the protocol, pages by the staging pool, the device
  * state by WIRE_STATE_MAX. The pool's lock ranks below this one. */
@@ -41,7 +48,7 @@ struct device_state {
 struct staged_epoch {
     uint64_t epoch, term;
     uint64_t n_pages, n_state;  /* received so far; n_state of state.n */
-    struct stage_chunk *chunks; /* oldest first */
+    struct stage_chunk *chunks; /* oldest first; all but the newest are full */
     struct stage_chunk *newest;
     struct device_state state;
     struct disk_log disk; /* until it is the applier's */
@@ -71,7 +78,10 @@ struct receiver {
     /* thread only */
     struct staged_epoch in, staged;
     uint8_t *touched; /* bit per image page: we have written it, so it may hold anything */
-    uint8_t *payload, *piece;
+    struct stage_chunk **staged_at; /* chunks of `in` by their places; as many as the pool has */
+    struct packer *packer;
+    uint8_t *payload, *piece, *body;
+    struct page_table table;
     bool seeding_known; /* on_seeding was called */
     struct epoch_digest *digest;
     struct wire_msg msg;
@@ -136,11 +146,45 @@ static struct stage_chunk *stage_room(struct receiver *r)
     return chunk;
 }
 
-static int take_page(struct receiver *r, const struct wire_page *page, struct err *err)
+/* The staged bytes of a page that came so many pages before the next; NULL: there are none. */
+static const uint8_t *staged_before(const struct receiver *r, uint64_t distance)
 {
+    const struct stage_chunk *chunk;
+    uint64_t place = r->in.n_pages - distance;
+
+    if (distance > r->in.n_pages)
+        return NULL;
+    chunk = r->staged_at[place / STAGE_CHUNK_PAGES];
+    if (chunk->number[place % STAGE_CHUNK_PAGES] & STAGED_ZERO)
+        return NULL;
+    return chunk->bytes + place % STAGE_CHUNK_PAGES * STAGE_PAGE_BYTES;
+}
+
+/* Decodes a page that is not zero into out. */
+static int decode_page(struct receiver *r, const struct page_item *page, uint8_t *out,
+                       struct err *err)
+{
+    const uint8_t *from = r->image + page->number * WIRE_PAGE_BYTES;
+
+    if (page->kind == WIRE_PAGE_WHOLE)
+        from = page->bytes;
+    else if (page->kind == WIRE_PAGE_DUPLICATE)
+        from = staged_before(r, page_distance_get(page));
+    if (!from)
+        return err_set(err, -EPROTO, "page %" PRIu64 " duplicates one that is not there",
+                       page->number);
+    memcpy(out, from, WIRE_PAGE_BYTES);
+    if (page->kind == WIRE_PAGE_CHANGES)
+        page_patch(page, out);
+    return 0;
+}
+
+static int take_page(struct receiver *r, const struct page_item *page, struct err *err)
+{
+    bool zero = page->kind == WIRE_PAGE_ZERO;
+    struct page_hash hash = page_hash_zero();
     struct stage_chunk *chunk;
-    uint8_t *bytes;
-    int rc;
+    int rc = 0;
 
     if (page->number >= r->n_image_pages)
         return err_set(err, -EPROTO, "page %" PRIu64 " of a VM that has %" PRIu64, page->number,
@@ -149,34 +193,34 @@ static int take_page(struct receiver *r, const struct wire_page *page, struct er
     if (!chunk)
         return err_set(err, -E2BIG, "epoch %" PRIu64 " is larger than the staging memory",
                        r->in.epoch);
-    if (page->encoding == WIRE_ENC_ZERO) {
-        epoch_digest_page(r->digest, page->number, zero_page);
-        chunk->number[chunk->n_pages++] = page->number | STAGED_ZERO;
-        return 0;
+    r->staged_at[r->in.n_pages / STAGE_CHUNK_PAGES] = chunk;
+    if (!zero) {
+        uint8_t *bytes = chunk->bytes + (size_t)chunk->n_pages * STAGE_PAGE_BYTES;
+
+        rc = decode_page(r, page, bytes, err);
+        if (rc)
+            return rc;
+        hash = page_hash(bytes);
     }
-    bytes = chunk->bytes + (size_t)chunk->n_pages * STAGE_PAGE_BYTES;
-    rc = page_decode(page, bytes, err);
-    if (rc)
-        return rc;
-    epoch_digest_page(r->digest, page->number, bytes);
-    chunk->number[chunk->n_pages++] = page->number;
+    epoch_digest_page(r->digest, page->number, &hash);
+    chunk->number[chunk->n_pages++] = page->number | (zero ? STAGED_ZERO : 0);
+    r->in.n_pages++;
     return 0;
 }
 
 static int take_pages(struct receiver *r, struct err *err)
 {
     const struct wire_pages *pages = &r->msg.u.pages;
+    int rc;
 
     if (r->in.state.n || r->in.n_disk_pieces)
         return err_set(err, -EPROTO, "pages after the disks' records or the device state");
-    for (uint32_t i = 0; i < pages->n; i++) {
-        int rc = take_page(r, &pages->page[i], err);
-
-        if (rc)
-            return rc;
-    }
-    r->in.n_pages += pages->n;
-    return 0;
+    rc = pages_decode(r->packer, pages, r->body, err);
+    if (rc == 0)
+        rc = page_table_unpack(r->body, pages->n_body, pages->n, &r->table, err);
+    for (uint32_t i = 0; i < pages->n && rc == 0; i++)
+        rc = take_page(r, &r->table.page[i], err);
+    return rc;
 }
 
 static int take_disk_piece(struct receiver *r, const struct wire_disk_piece *piece, struct err *err)
@@ -194,7 +238,7 @@ static int take_disk_piece(struct receiver *r, const struct wire_disk_piece *pie
     rec.n_data = wire_disk_piece_data(piece);
     if (piece->encoding == WIRE_ENC_LZ4) {
         data = r->piece;
-        rc = disk_piece_decode(piece, r->piece, err);
+        rc = disk_piece_decode(r->packer, piece, r->piece, err);
     }
     if (rc == 0)
         rc = disk_record_check(&rec, r->disks.sizes, r->disks.n_disks, err);
@@ -244,9 +288,14 @@ static int take_state(struct receiver *r, struct err *err)
     if (piece->total != state->n || strcmp(piece->format, state->format) != 0 ||
         piece->offset != r->in.n_state || piece->n_raw > state->n - r->in.n_state)
         return err_set(err, -EPROTO, "pieces of device state that do not belong together");
-    rc = state_piece_decode(piece, state->bytes + piece->offset, err);
+    if (piece->delta && (r->applied.n != state->n || strcmp(r->applied.format, state->format) != 0))
+        return err_set(err, -EPROTO, "device state told against one that is not there");
+    rc = state_piece_decode(r->packer, piece, state->bytes + piece->offset, err);
     if (rc)
         return rc;
+    if (piece->delta)
+        state_xor(state->bytes + piece->offset, state->bytes + piece->offset,
+                  r->applied.bytes + piece->offset, piece->n_raw);
     epoch_digest_state(r->digest, state->bytes + piece->offset, piece->n_raw);
     r->in.n_state += piece->n_raw;
     return 0;
@@ -526,8 +575,11 @@ static void receiver_free(struct receiver *r)
     free(r->applied.bytes);
     epoch_digest_free(r->digest);
     free(r->touched);
+    packer_free(r->packer);
+    free(r->staged_at);
     free(r->payload);
     free(r->piece);
+    free(r->body);
     disk_log_clear(&r->in.disk);
     disk_log_clear(&r->staged.disk);
     free(r);
@@ -553,8 +605,11 @@ int receiver_new(struct stage_pool *pool, uint8_t *image, uint64_t n_pages,
     r->touched = calloc(n_pages / 8 + 1, 1);
     r->payload = malloc(WIRE_PAYLOAD_MAX);
     r->piece = malloc(WIRE_DISK_PIECE_BYTES);
+    r->body = malloc(PAGE_BODY_BYTES);
+    r->staged_at = calloc(stage_pool_total_chunks(pool), sizeof(*r->staged_at));
+    r->packer = packer_new();
     r->digest = epoch_digest_new();
-    if (r->touched && r->payload && r->piece && r->digest)
+    if (r->touched && r->payload && r->piece && r->body && r->staged_at && r->packer && r->digest)
         rc = thread_start(&r->thread, "us-receive", receiver_thread, r);
     if (rc)
         receiver_free(r);

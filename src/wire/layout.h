@@ -86,7 +86,7 @@ struct bye_form {
 };
 WIRE_FORM(bye_form, 8);
 
-/* What ADDRESSES, PAGES and DISK begin with: n of the forms that follow. */
+/* What ADDRESSES and DISK begin with: n of the forms that follow. */
 struct list_form {
     struct le32 n;
     uint8_t zero[4];
@@ -137,15 +137,15 @@ struct epoch_begin_form {
 };
 WIRE_FORM(epoch_begin_form, 16);
 
-/* PAGES: a list_form, then n of these, then the bytes of those pages one after the other. */
-struct page_form {
-    struct le64 number;
+/* PAGES: this, then n_bytes bytes. */
+struct pages_form {
+    struct le32 n;
+    struct le32 n_body;
+    struct le32 n_bytes;
     uint8_t encoding;
-    uint8_t zero1[1];
-    struct le16 n_bytes;
-    uint8_t zero2[4];
+    uint8_t zero[3];
 };
-WIRE_FORM(page_form, 16);
+WIRE_FORM(pages_form, 16);
 
 /* DISK: a list_form, then n of these, then the bytes of those pieces one after the other. */
 struct disk_piece_form {
@@ -178,7 +178,8 @@ struct state_form {
     struct le32 n_raw;
     struct le32 n_bytes;
     uint8_t encoding;
-    uint8_t zero[7];
+    uint8_t delta;
+    uint8_t zero[6];
 };
 WIRE_FORM(state_form, 112);
 

@@ -30,13 +30,15 @@ enum {
     WIRE_TEXT_BYTES = 512,
     WIRE_HELLO_TEXT_BYTES = 64,
     WIRE_OFFER_BYTES_MAX = 256 * 1024,
-    WIRE_VERSION_MIN = 2, /* versions that this program speaks */
-    WIRE_VERSION_MAX = 2,
+    WIRE_VERSION_MIN = 3, /* versions that this program speaks */
+    WIRE_VERSION_MAX = 3,
     WIRE_FORMAT_BYTES = 80,
     WIRE_SESSION_BYTES = 16,
     WIRE_DIGEST_BYTES = 16,
     WIRE_PAGE_BYTES = 4096,
     WIRE_PAGES_PER_MSG = 256,
+    WIRE_BODY_MIN = 2, /* bytes of a page in the body of a message, with all that belongs to it */
+    WIRE_BODY_MAX = 1 + 8 + WIRE_PAGE_BYTES,
     WIRE_STATE_PER_MSG = 1024 * 1024, /* bytes of device state before encoding, per message */
     WIRE_NICS_MAX = 8,
     WIRE_ADDRESSES_MAX = 32 * WIRE_NICS_MAX,
@@ -217,24 +219,32 @@ struct wire_epoch_begin {
     bool flushed;       /* the guest flushed a disk in it: durable before it is acknowledged */
 };
 
-/* How one page (or one piece of device state) is encoded. */
+/* How bytes are encoded: a message's pages, a disk piece's data, a piece of device state. */
 enum wire_encoding {
-    WIRE_ENC_ZERO = 0, /* all zero; no bytes */
+    WIRE_ENC_ZERO = 0, /* disk pieces: no bytes */
     WIRE_ENC_RAW = 1,
     WIRE_ENC_LZ4 = 2,
-    WIRE_ENC_DELTA = 3, /* reserved: against the last committed page */
+    WIRE_ENC_ZSTD = 4, /* one frame that tells its length. 3 was reserved in version 2 */
 };
 
-struct wire_page {
-    uint64_t number;      /* guest page, below WIRE_PAGE_NUMBERS */
-    uint8_t encoding;     /* enum wire_encoding */
-    uint16_t n_bytes;     /* encoded length: 0 (zero), 4096 (raw), 1..4095 (lz4) */
-    const uint8_t *bytes; /* borrowed */
+/* What a message says of a page. All but WHOLE is against what the standby has: its image as it was
+ * before the epoch, and the epoch's pages so far. */
+enum wire_page_kind {
+    WIRE_PAGE_ZERO = 0,      /* all zero */
+    WIRE_PAGE_UNCHANGED = 1, /* as in the image */
+    WIRE_PAGE_DUPLICATE = 2, /* the bytes of a page, not a zero one, some pages earlier */
+    WIRE_PAGE_CHANGES = 3,   /* the image's, but for some words (page_diff()) */
+    WIRE_PAGE_WHOLE = 4,
+    WIRE_PAGE_KINDS,
 };
 
+/* Pages, all encoded as one. What `bytes` decode to is the body, which wire/pages.h takes apart. */
 struct wire_pages {
-    uint32_t n; /* 1..WIRE_PAGES_PER_MSG */
-    struct wire_page page[WIRE_PAGES_PER_MSG];
+    uint32_t n;           /* pages, 1..WIRE_PAGES_PER_MSG */
+    uint32_t n_body;      /* bytes of the body, WIRE_BODY_MIN * n to WIRE_BODY_MAX * n */
+    uint8_t encoding;     /* raw, lz4 or zstd */
+    uint32_t n_bytes;     /* encoded length: n_body (raw), 1..n_body-1 (others) */
+    const uint8_t *bytes; /* borrowed */
 };
 
 /* Records of what happened to the disks (disk/log.h has their meaning), in order. They come after
@@ -280,13 +290,16 @@ struct wire_state {
     uint64_t total;                 /* bytes of the whole state, at most WIRE_STATE_MAX */
     uint64_t offset;                /* of this piece */
     uint32_t n_raw;                 /* decoded length, 1..WIRE_STATE_PER_MSG */
-    uint8_t encoding;               /* raw or lz4 */
-    uint32_t n_bytes;               /* encoded length: n_raw (raw), 1..n_raw-1 (lz4) */
-    const uint8_t *bytes;           /* borrowed */
+    uint8_t encoding;               /* raw, lz4 or zstd */
+    bool delta; /* XORed with the same place of the state of the epoch before, of the same format
+                 * and total */
+    uint32_t n_bytes;     /* encoded length: n_raw (raw), 1..n_raw-1 (others) */
+    const uint8_t *bytes; /* borrowed */
 };
 
-/* Closes an epoch. The digest covers, in order of sending: each page's number and decoded bytes,
- * then the disk pieces, decoded, then the device state (docs/protocol.md, "Digest"). */
+/* Closes an epoch. The digest covers, in order of sending: each page's number and the hash of its
+ * decoded bytes, then the disk pieces, decoded, then the device state (docs/protocol.md, "Digest").
+ */
 struct wire_epoch_end {
     uint64_t n_pages; /* at most WIRE_PAGE_NUMBERS */
     uint64_t n_disk_pieces;

@@ -47,15 +47,15 @@ const struct payload_codec epoch_begin_codec = {
 
 /* Pages */
 
-static bool page_length_valid(uint8_t encoding, uint32_t n_bytes)
+/* Of n bytes that are encoded as one. */
+static bool encoded_length_valid(uint8_t encoding, uint64_t n, uint32_t n_bytes)
 {
     switch (encoding) {
-    case WIRE_ENC_ZERO:
-        return n_bytes == 0;
     case WIRE_ENC_RAW:
-        return n_bytes == WIRE_PAGE_BYTES;
+        return n_bytes == n;
     case WIRE_ENC_LZ4:
-        return n_bytes >= 1 && n_bytes < WIRE_PAGE_BYTES;
+    case WIRE_ENC_ZSTD:
+        return n_bytes >= 1 && n_bytes < n;
     default:
         return false;
     }
@@ -63,68 +63,52 @@ static bool page_length_valid(uint8_t encoding, uint32_t n_bytes)
 
 static int pages_check(const struct wire_msg *msg, struct err *err)
 {
-    const struct wire_pages *pages = &msg->u.pages;
+    const struct wire_pages *p = &msg->u.pages;
 
-    if (pages->n == 0 || pages->n > WIRE_PAGES_PER_MSG)
-        return err_set(err, -EPROTO, "%u pages", pages->n);
-    for (uint32_t i = 0; i < pages->n; i++) {
-        const struct wire_page *page = &pages->page[i];
-
-        if (page->number >= WIRE_PAGE_NUMBERS || !page_length_valid(page->encoding, page->n_bytes))
-            return err_set(err, -EPROTO, "page %llu with encoding %u in %u bytes",
-                           (unsigned long long)page->number, page->encoding, page->n_bytes);
-    }
+    if (p->n == 0 || p->n > WIRE_PAGES_PER_MSG)
+        return err_set(err, -EPROTO, "%u pages", p->n);
+    if (p->n_body < p->n * WIRE_BODY_MIN || p->n_body > p->n * WIRE_BODY_MAX ||
+        !encoded_length_valid(p->encoding, p->n_body, p->n_bytes))
+        return err_set(err, -EPROTO, "%u pages of %u bytes with encoding %u in %u bytes", p->n,
+                       p->n_body, p->encoding, p->n_bytes);
     return 0;
 }
 
 static int pages_put(const struct wire_msg *msg, struct wire_writer *w)
 {
-    const struct wire_pages *pages = &msg->u.pages;
-    struct page_form *entry = payload_put_list(w, pages->n, sizeof(*entry));
-    int r = 0;
+    const struct wire_pages *p = &msg->u.pages;
+    struct pages_form *form = wire_room(w, sizeof(*form));
 
-    if (!entry)
+    if (!form)
         return -ENOSPC;
-    for (uint32_t i = 0; i < pages->n && r == 0; i++) {
-        const struct wire_page *page = &pages->page[i];
-
-        entry[i].number = le64_of(page->number);
-        entry[i].encoding = page->encoding;
-        entry[i].n_bytes = le16_of(page->n_bytes);
-        r = wire_put(w, page->bytes, page->n_bytes);
-    }
-    return r;
+    form->n = le32_of(p->n);
+    form->n_body = le32_of(p->n_body);
+    form->n_bytes = le32_of(p->n_bytes);
+    form->encoding = p->encoding;
+    return wire_put(w, p->bytes, p->n_bytes);
 }
 
 static int pages_get(struct wire_reader *r, struct wire_msg *msg, struct err *err)
 {
-    struct wire_pages *pages = &msg->u.pages;
-    const struct page_form *entry;
-    const void *list;
-    int e = payload_get_list(r, WIRE_PAGES_PER_MSG, sizeof(*entry), "pages", &pages->n, &list, err);
+    struct wire_pages *p = &msg->u.pages;
+    const struct pages_form *form = wire_take(r, sizeof(*form));
 
-    if (e < 0)
-        return e;
-    entry = list;
-    for (uint32_t i = 0; i < pages->n; i++) {
-        struct wire_page *page = &pages->page[i];
-
-        if (!wire_all_zero(entry[i].zero1, sizeof(entry[i].zero1)) ||
-            !wire_all_zero(entry[i].zero2, sizeof(entry[i].zero2)))
-            return payload_malformed(err);
-        page->number = le64_get(entry[i].number);
-        page->encoding = entry[i].encoding;
-        page->n_bytes = le16_get(entry[i].n_bytes);
-        page->bytes = wire_take(r, page->n_bytes);
-        if (!page->bytes)
-            return payload_too_short(err);
-    }
-    return 0;
+    if (!form)
+        return payload_too_short(err);
+    if (!wire_all_zero(form->zero, sizeof(form->zero)))
+        return payload_malformed(err);
+    *p = (struct wire_pages){
+        .n = le32_get(form->n),
+        .n_body = le32_get(form->n_body),
+        .n_bytes = le32_get(form->n_bytes),
+        .encoding = form->encoding,
+    };
+    p->bytes = wire_take(r, p->n_bytes);
+    return p->bytes ? 0 : payload_too_short(err);
 }
 
 /* The most that a message of pages takes, raw; of disk pieces; of device state. */
-#define PAGES_MAX                                                                                  \
-    (PAYLOAD_LIST(list_form, page_form, WIRE_PAGES_PER_MSG) + WIRE_PAGES_PER_MSG * WIRE_PAGE_BYTES)
+#define PAGES_MAX (sizeof(struct pages_form) + WIRE_PAGES_PER_MSG * WIRE_BODY_MAX)
 #define DISK_MAX                                                                                   \
     (PAYLOAD_LIST(list_form, disk_piece_form, WIRE_DISK_PIECES_PER_MSG) + WIRE_DISK_PIECE_BYTES)
 #define STATE_MAX (sizeof(struct state_form) + WIRE_STATE_PER_MSG)
@@ -137,7 +121,7 @@ const struct payload_codec pages_codec = {
     .name = "pages",
     .channel = WIRE_CHANNEL_DATA,
     .needs_epoch = true,
-    .min = PAYLOAD_LIST(list_form, page_form, 1),
+    .min = sizeof(struct pages_form) + 1,
     .max = PAGES_MAX,
     .check = pages_check,
     .put = pages_put,
@@ -277,13 +261,11 @@ const struct payload_codec disk_codec = {
 static int state_check(const struct wire_msg *msg, struct err *err)
 {
     const struct wire_state *s = &msg->u.state;
-    bool length_valid = s->encoding == WIRE_ENC_RAW   ? s->n_bytes == s->n_raw
-                        : s->encoding == WIRE_ENC_LZ4 ? s->n_bytes >= 1 && s->n_bytes < s->n_raw
-                                                      : false;
 
     if (s->format[0] == '\0')
         return err_set(err, -EPROTO, "no format given");
-    if (s->n_raw == 0 || s->n_raw > WIRE_STATE_PER_MSG || !length_valid)
+    if (s->n_raw == 0 || s->n_raw > WIRE_STATE_PER_MSG ||
+        !encoded_length_valid(s->encoding, s->n_raw, s->n_bytes))
         return err_set(err, -EPROTO, "%u bytes with encoding %u in %u bytes", s->n_raw, s->encoding,
                        s->n_bytes);
     if (s->total > WIRE_STATE_MAX || s->offset > s->total || s->n_raw > s->total - s->offset)
@@ -305,6 +287,7 @@ static int state_put(const struct wire_msg *msg, struct wire_writer *w)
     form->n_raw = le32_of(s->n_raw);
     form->n_bytes = le32_of(s->n_bytes);
     form->encoding = s->encoding;
+    form->delta = s->delta;
     return wire_put(w, s->bytes, s->n_bytes);
 }
 
@@ -320,7 +303,8 @@ static int state_get(struct wire_reader *r, struct wire_msg *msg, struct err *er
     s->n_raw = le32_get(form->n_raw);
     s->n_bytes = le32_get(form->n_bytes);
     s->encoding = form->encoding;
-    if (!wire_all_zero(form->zero, sizeof(form->zero)) ||
+    s->delta = form->delta;
+    if (form->delta > 1 || !wire_all_zero(form->zero, sizeof(form->zero)) ||
         !wire_text_get(form->format, sizeof(form->format), s->format))
         return payload_malformed(err);
     s->bytes = wire_take(r, s->n_bytes);

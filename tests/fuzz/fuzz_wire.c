@@ -5,6 +5,7 @@
 #include <xxhash.h>
 
 #include "wire/page.h"
+#include "wire/pages.h"
 
 /* Everything that a peer can make us decode. Input: a byte that chooses what follows (0: a hello,
  * 1 to 3: a message on that channel), then its bytes. Length and checksum are put right first, or
@@ -44,26 +45,38 @@ static void fuzz_hello(const uint8_t *data, size_t n)
     (void)!wire_hello_check_answer(&hello, &answer, &err);
 }
 
-static void decode_pages(const struct wire_pages *pages)
+/* A body that is taken apart has one form too; its pages, in a small image, decode to something. */
+static void decode_pages(struct packer *packer, const struct wire_pages *pages)
 {
-    uint8_t page[WIRE_PAGE_BYTES];
+    static struct page_table table;
+    uint8_t *body = malloc(pages->n_body), *again = malloc(pages->n * (size_t)WIRE_BODY_MAX);
+    uint8_t page[WIRE_PAGE_BYTES] = {0};
     struct err err;
 
-    for (uint32_t i = 0; i < pages->n; i++)
-        (void)!page_decode(&pages->page[i], page, &err);
+    require(body && again);
+    if (pages_decode(packer, pages, body, &err) == 0 &&
+        page_table_unpack(body, pages->n_body, pages->n, &table, &err) == 0) {
+        require(page_table_pack(&table, again) == pages->n_body);
+        require(memcmp(body, again, pages->n_body) == 0);
+        for (uint32_t i = 0; i < table.n; i++)
+            if (table.page[i].kind == WIRE_PAGE_CHANGES)
+                page_patch(&table.page[i], page);
+    }
+    free(body);
+    free(again);
 }
 
-static void decode_state(const struct wire_state *state)
+static void decode_state(struct packer *packer, const struct wire_state *state)
 {
     uint8_t *out = malloc(state->n_raw);
     struct err err;
 
     require(out != NULL);
-    (void)!state_piece_decode(state, out, &err);
+    (void)!state_piece_decode(packer, state, out, &err);
     free(out);
 }
 
-static void decode_disk(const struct wire_disk *disk)
+static void decode_disk(struct packer *packer, const struct wire_disk *disk)
 {
     struct err err;
 
@@ -72,13 +85,14 @@ static void decode_disk(const struct wire_disk *disk)
         uint8_t *out = malloc(n + !n);
 
         require(out && n <= WIRE_DISK_PIECE_BYTES);
-        (void)!disk_piece_decode(&disk->piece[i], out, &err);
+        (void)!disk_piece_decode(packer, &disk->piece[i], out, &err);
         free(out);
     }
 }
 
 static void fuzz_msg(uint8_t *raw, size_t n, enum wire_channel channel)
 {
+    static struct packer *packer;
     struct wire_header header;
     struct wire_msg msg;
     struct err err;
@@ -94,12 +108,15 @@ static void fuzz_msg(uint8_t *raw, size_t n, enum wire_channel channel)
     require(again && wire_msg_encode(&msg, again, n) == (int64_t)n);
     require(memcmp(raw, again, n) == 0);
     free(again);
+    if (!packer)
+        packer = packer_new();
+    require(packer != NULL);
     if (msg.type == WIRE_PAGES)
-        decode_pages(&msg.u.pages);
+        decode_pages(packer, &msg.u.pages);
     else if (msg.type == WIRE_DISK)
-        decode_disk(&msg.u.disk);
+        decode_disk(packer, &msg.u.disk);
     else if (msg.type == WIRE_STATE)
-        decode_state(&msg.u.state);
+        decode_state(packer, &msg.u.state);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)

@@ -132,15 +132,11 @@ static void put_record(struct stream *s, struct wire_disk_piece piece, struct ep
 
 static void put_page(struct stream *s, struct epoch_digest *digest)
 {
-    static const uint8_t zeros[WIRE_PAGE_BYTES];
-    static struct wire_msg msg;
+    const struct page_hash hash = page_hash_zero();
+    const struct page_item page = {.kind = WIRE_PAGE_ZERO};
 
-    msg.type = WIRE_PAGES;
-    msg.epoch = 2;
-    msg.u.pages.n = 1;
-    msg.u.pages.page[0] = (struct wire_page){.encoding = WIRE_ENC_ZERO};
-    epoch_digest_page(digest, 0, zeros);
-    stream_msg(s, &msg);
+    stream_page(s, 2, &page);
+    epoch_digest_page(digest, 0, &hash);
 }
 
 static void put_state(struct stream *s, struct epoch_digest *digest)

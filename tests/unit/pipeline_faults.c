@@ -78,15 +78,11 @@ static void add_begin(struct stream *s, uint64_t epoch)
 
 static void add_page(struct stream *s, uint64_t epoch, uint64_t number, struct epoch_digest *digest)
 {
-    static const uint8_t zero[WIRE_PAGE_BYTES];
-    static struct wire_msg msg;
+    const struct page_hash hash = page_hash_zero();
+    const struct page_item page = {.number = number, .kind = WIRE_PAGE_ZERO};
 
-    msg.type = WIRE_PAGES;
-    msg.epoch = epoch;
-    msg.u.pages.n = 1;
-    msg.u.pages.page[0] = (struct wire_page){.number = number, .encoding = WIRE_ENC_ZERO};
-    epoch_digest_page(digest, number, zero);
-    stream_msg(s, &msg);
+    stream_page(s, epoch, &page);
+    epoch_digest_page(digest, number, &hash);
 }
 
 static void add_state(struct stream *s, uint64_t epoch, const char *format, uint64_t total,

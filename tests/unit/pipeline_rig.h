@@ -15,6 +15,7 @@
 #include "tcp_pair.h"
 #include "unit.h"
 #include "wire/page.h"
+#include "wire/pages.h"
 
 /* A sender, a receiver, a RAM image, and epochs whose every byte follows from their number, so that
  * the model of the image can follow at its own pace. */

@@ -115,4 +115,17 @@ static inline void stream_msg(struct stream *s, const struct wire_msg *msg)
     stream_add(s, out, (size_t)n);
 }
 
+/* A message of one page. */
+static inline void stream_page(struct stream *s, uint64_t epoch, const struct page_item *page)
+{
+    static struct page_table table = {.n = 1};
+    static uint8_t body[WIRE_BODY_MAX];
+    struct wire_msg msg = {.type = WIRE_PAGES, .epoch = epoch};
+
+    table.page[0] = *page;
+    msg.u.pages = (struct wire_pages){.n = 1, .encoding = WIRE_ENC_RAW, .bytes = body};
+    msg.u.pages.n_body = msg.u.pages.n_bytes = page_table_pack(&table, body);
+    stream_msg(s, &msg);
+}
+
 #endif

@@ -81,7 +81,7 @@ static void test_pieces(void **state)
         {false,
          {0, W, 0, LZ4, 0, MIB + 1, 1, sample_bulk}}, /* unpacks to more than there is room */
         {false, {0, W, 0, LZ4, 0, top, 1, sample_bulk}},
-        {false, {0, W, 0, WIRE_ENC_DELTA, 0, 2, 1, sample_bulk}},
+        {false, {0, W, 0, WIRE_ENC_ZSTD, 0, 2, 1, sample_bulk}},
         {false, {0, W, 0, 0xff, 0, 1, 1, sample_bulk}},
 
         {false, {DISK_END, Z, 0, 0, 0, 1, 0, NULL}},

@@ -106,8 +106,9 @@ static void test_data(void **state)
         put("ab", golden_msgs[i].bytes, golden_msgs[i].n);
     assert_int_equal(dump(), 0);
     assert_shows(" epoch-begin pair term 9 flushed\n");
-    assert_shows(" pages 2: 258=zero/0 4503599627370495=lz4/3\n");
-    assert_shows(" state qemu/pc-q35-7.2 258+260 of 1000 lz4/3\n");
+    assert_shows(" pages 4 in 48 raw/48: 258=zero 260=unchanged 65536=changes/26"
+                 " 4503599627370495=duplicate-258\n");
+    assert_shows(" state qemu/pc-q35-7.2 258+260 of 1000 delta zstd/3\n");
     assert_shows(" disk 4: {disk 1, write 4096+260 lz4/3}"
                  " {disk 7, zero punch 2211975595520+1099511627776}"
                  " {disk 2, digest 131072+65536 d0d1d2d3d4d5d6d7d8d9dadbdcdddedf}"

@@ -195,7 +195,7 @@ static void test_versions(void **state)
     static const struct {
         uint16_t min, max, chosen;
     } cases[] = {
-        {1, 2, 2}, {2, 2, 2}, {2, 9, 2}, {1, UINT16_MAX, 2}, {1, 1, 0}, {3, 3, 0}, {3, 9, 0},
+        {1, 3, 3}, {3, 3, 3}, {3, 9, 3}, {1, UINT16_MAX, 3}, {1, 2, 0}, {4, 4, 0}, {4, 9, 0},
     };
 
     for (size_t i = 0; i < N_OF(cases); i++) {
@@ -213,8 +213,8 @@ static void test_answer(void **state)
     struct err err;
 
     wire_hello_answer(&sent, "hostb", WIRE_OK, "", &answer);
-    assert_int_equal(answer.version_min, 2);
-    assert_int_equal(answer.version_max, 2);
+    assert_int_equal(answer.version_min, 3);
+    assert_int_equal(answer.version_max, 3);
     assert_string_equal(answer.from, "hostb");
     assert_round_trip(&answer);
     assert_int_equal(wire_hello_check_answer(&sent, &answer, NULL), 0);
@@ -224,7 +224,7 @@ static void test_answer(void **state)
     assert_int_equal(wire_hello_check_answer(&sent, &answer, &err), -ECONNREFUSED);
     assert_string_equal(err.text, "refused by hostb: busy with hostc");
 
-    sent.version_min = 3;
+    sent.version_min = sent.version_max = 4;
     wire_hello_answer(&sent, "hostb", WIRE_OK, "", &answer);
     assert_int_equal(answer.status, WIRE_REFUSED_VERSION);
     assert_round_trip(&answer);
@@ -251,7 +251,7 @@ static void test_answer_to_another_hello(void **state)
     bad.version_min = bad.version_max = 4;
     assert_int_equal(wire_hello_check_answer(&sent, &bad, NULL), -EPROTO);
     bad = answer;
-    bad.version_max = 3; /* it must choose one */
+    bad.version_min = 2; /* it must choose one */
     assert_int_equal(wire_hello_check_answer(&sent, &bad, NULL), -EPROTO);
 }
 

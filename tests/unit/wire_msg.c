@@ -24,7 +24,9 @@ static void test_round_trip_smallest(void **state)
     assert_round_trip(&m);
     m = sample(WIRE_PAGES);
     m.u.pages.n = 1;
-    m.u.pages.page[0].number = 0;
+    m.u.pages.n_body = WIRE_BODY_MIN;
+    m.u.pages.n_bytes = 1;
+    m.u.pages.encoding = WIRE_ENC_LZ4;
     assert_round_trip(&m);
     m = sample(WIRE_STATE);
     m.u.state = (struct wire_state){.format = "f",
@@ -60,12 +62,11 @@ static void test_round_trip_largest_bulk(void **state)
 
     assert_round_trip(&m);
     m = (struct wire_msg){.type = WIRE_PAGES, .epoch = UINT64_MAX};
-    m.u.pages.n = WIRE_PAGES_PER_MSG;
-    for (uint32_t i = 0; i < WIRE_PAGES_PER_MSG; i++)
-        m.u.pages.page[i] = (struct wire_page){.number = WIRE_PAGE_NUMBERS - 1 - i,
-                                               .encoding = WIRE_ENC_RAW,
-                                               .n_bytes = WIRE_PAGE_BYTES,
-                                               .bytes = sample_bulk + i * WIRE_PAGE_BYTES};
+    m.u.pages = (struct wire_pages){.n = WIRE_PAGES_PER_MSG,
+                                    .n_body = WIRE_PAGES_PER_MSG * WIRE_BODY_MAX,
+                                    .encoding = WIRE_ENC_RAW,
+                                    .n_bytes = WIRE_PAGES_PER_MSG * WIRE_BODY_MAX,
+                                    .bytes = sample_bulk};
     assert_round_trip(&m);
     assert_int_equal(wire_msg_encode(&m, sample_buf, encode(&m) - 1), -ENOSPC);
     m = (struct wire_msg){.type = WIRE_ADDRESSES, .u.addresses.n = WIRE_ADDRESSES_MAX};
@@ -323,26 +324,25 @@ static void test_malformed_with_right_checksum(void **state)
         {WIRE_DISK, P + 3, 0xff},
         {WIRE_DISK, P + 4, 1},
         {WIRE_DISK, P + 7, 1},
-        {WIRE_PAGES, P, 0}, /* count */
-        {WIRE_PAGES, P, 1},
-        {WIRE_PAGES, P, 3},
-        {WIRE_PAGES, P + 1, 2},
+        {WIRE_PAGES, P, 0}, /* count: none, too many for the body, or for a message */
+        {WIRE_PAGES, P, 25},
+        {WIRE_PAGES, P + 1, 1},
         {WIRE_PAGES, P + 3, 0xff},
-        {WIRE_PAGES, P + 7, 1},
-        {WIRE_PAGES, ENTRY + 6, 0x10}, /* number */
-        {WIRE_PAGES, ENTRY + 7, 0x80},
-        {WIRE_PAGES, ENTRY + 8, 1}, /* encoding: raw of no bytes, lz4 of none, delta, none */
-        {WIRE_PAGES, ENTRY + 8, 2},
-        {WIRE_PAGES, ENTRY + 8, 3},
-        {WIRE_PAGES, ENTRY + 8, 4},
-        {WIRE_PAGES, ENTRY + 9, 1},
-        {WIRE_PAGES, ENTRY + 10, 1}, /* a zero page with bytes */
-        {WIRE_PAGES, ENTRY + 12, 1},
-        {WIRE_PAGES, ENTRY + 15, 1},
-        {WIRE_PAGES, ENTRY + 24, 1}, /* raw of three bytes */
-        {WIRE_PAGES, ENTRY + 26, 2}, /* bytes left over, bytes missing */
-        {WIRE_PAGES, ENTRY + 26, 4},
-        {WIRE_PAGES, ENTRY + 27, 0xff},
+        {WIRE_PAGES, P + 4, 7}, /* body: too short, not as long as its bytes, too long */
+        {WIRE_PAGES, P + 4, 34},
+        {WIRE_PAGES, P + 5, 0x41},
+        {WIRE_PAGES, P + 7, 0xff},
+        {WIRE_PAGES, P + 8, 0}, /* encoded length: none, bytes left over, bytes missing */
+        {WIRE_PAGES, P + 8, 47},
+        {WIRE_PAGES, P + 8, 49},
+        {WIRE_PAGES, P + 11, 0xff},
+        {WIRE_PAGES, P + 12, 0}, /* encoding: zero, others not shorter than the body, none */
+        {WIRE_PAGES, P + 12, 2},
+        {WIRE_PAGES, P + 12, 3},
+        {WIRE_PAGES, P + 12, 4},
+        {WIRE_PAGES, P + 12, 5},
+        {WIRE_PAGES, P + 13, 1},
+        {WIRE_PAGES, P + 15, 1},
         {WIRE_STATE, P, 0}, /* format */
         {WIRE_STATE, P, 200},
         {WIRE_STATE, P + 79, 'x'},
@@ -356,10 +356,12 @@ static void test_malformed_with_right_checksum(void **state)
         {WIRE_STATE, STATE + 20, 0}, /* n_bytes */
         {WIRE_STATE, STATE + 20, 2},
         {WIRE_STATE, STATE + 23, 0xff},
-        {WIRE_STATE, STATE + 24, 0}, /* encoding: zero, raw of another length, delta */
+        {WIRE_STATE, STATE + 24, 0}, /* encoding: zero, raw of another length, none */
         {WIRE_STATE, STATE + 24, 1},
         {WIRE_STATE, STATE + 24, 3},
-        {WIRE_STATE, STATE + 25, 1},
+        {WIRE_STATE, STATE + 24, 5},
+        {WIRE_STATE, STATE + 25, 2}, /* delta: neither yes nor no */
+        {WIRE_STATE, STATE + 26, 1},
         {WIRE_STATE, STATE + 31, 1},
         {WIRE_EPOCH_END, P + 7, 0x80},
         {WIRE_EPOCH_END, P + 19, 0x20},
@@ -472,30 +474,6 @@ static void test_text_is_made_printable(void **state)
     assert_string_equal(back.u.refuse.text, "a?b??");
 }
 
-/* Random messages of pages: any mix of encodings and lengths comes back as it was. */
-static void test_random_pages(void **state)
-{
-    uint64_t x = 88172645463325252;
-
-    for (int round = 0; round < 300; round++) {
-        struct wire_msg m = {.type = WIRE_PAGES, .epoch = 1 + (uint64_t)round};
-
-        m.u.pages.n = 1 + (uint32_t)(x % WIRE_PAGES_PER_MSG);
-        for (uint32_t i = 0; i < m.u.pages.n; i++) {
-            struct wire_page *p = &m.u.pages.page[i];
-
-            x ^= x << 13, x ^= x >> 7, x ^= x << 17;
-            p->number = x % WIRE_PAGE_NUMBERS;
-            p->encoding = (uint8_t)(x % 3);
-            p->bytes = sample_bulk + x % (sizeof(sample_bulk) - WIRE_PAGE_BYTES);
-            p->n_bytes = p->encoding == WIRE_ENC_ZERO  ? 0
-                         : p->encoding == WIRE_ENC_RAW ? WIRE_PAGE_BYTES
-                                                       : 1 + (uint16_t)(x % 4095);
-        }
-        assert_round_trip(&m);
-    }
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -513,7 +491,6 @@ int main(void)
         cmocka_unit_test(test_epoch_required),
         cmocka_unit_test(test_encoder_refuses_invalid),
         cmocka_unit_test(test_text_is_made_printable),
-        cmocka_unit_test(test_random_pages),
     };
 
     return cmocka_run_group_tests(tests, sample_setup, sample_teardown);

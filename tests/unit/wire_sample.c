@@ -30,6 +30,25 @@ void count_up(uint8_t *bytes, size_t n, uint8_t from)
         bytes[i] = (uint8_t)(from + i);
 }
 
+/* A page of each kind but the one that is longest. */
+static void sample_pages(struct wire_pages *pages)
+{
+    static uint8_t body[5 * WIRE_BODY_MAX], distance[PAGE_DISTANCE_BYTES], changes[WIRE_PAGE_BYTES];
+    static const uint8_t before[WIRE_PAGE_BYTES] = {[200] = 1};
+    uint8_t after[WIRE_PAGE_BYTES] = {[200] = 2, [4095] = 3};
+    uint32_t n_changes = page_diff(before, after, changes);
+    const struct page_table table = {
+        .n = 4,
+        .page = {{.number = 258, .kind = WIRE_PAGE_ZERO},
+                 {.number = 260, .kind = WIRE_PAGE_UNCHANGED},
+                 {65536, WIRE_PAGE_CHANGES, (uint16_t)n_changes, changes},
+                 {WIRE_PAGE_NUMBERS - 1, WIRE_PAGE_DUPLICATE, sizeof(distance), distance}}};
+
+    page_distance_put(distance, 258);
+    *pages = (struct wire_pages){.n = table.n, .encoding = WIRE_ENC_RAW, .bytes = body};
+    pages->n_body = pages->n_bytes = page_table_pack(&table, body);
+}
+
 static void sample_disk(struct wire_disk *disk, const uint8_t *piece)
 {
     static uint8_t sum[WIRE_DIGEST_BYTES];
@@ -113,12 +132,7 @@ struct wire_msg sample(uint16_t type)
         m.u.epoch_begin = (struct wire_epoch_begin){.pair_term = 9, .flushed = true};
         break;
     case WIRE_PAGES:
-        m.u.pages.n = 2;
-        m.u.pages.page[0] = (struct wire_page){.number = 258, .encoding = WIRE_ENC_ZERO};
-        m.u.pages.page[1] = (struct wire_page){.number = WIRE_PAGE_NUMBERS - 1,
-                                               .encoding = WIRE_ENC_LZ4,
-                                               .n_bytes = 3,
-                                               .bytes = piece};
+        sample_pages(&m.u.pages);
         break;
     case WIRE_DISK:
         sample_disk(&m.u.disk, piece);
@@ -128,7 +142,8 @@ struct wire_msg sample(uint16_t type)
                                         .total = 1000,
                                         .offset = 258,
                                         .n_raw = 260,
-                                        .encoding = WIRE_ENC_LZ4,
+                                        .encoding = WIRE_ENC_ZSTD,
+                                        .delta = true,
                                         .n_bytes = 3,
                                         .bytes = piece};
         break;
@@ -221,13 +236,10 @@ static void assert_same_addresses(const struct wire_addresses *a, const struct w
 static void assert_same_pages(const struct wire_pages *a, const struct wire_pages *b)
 {
     assert_int_equal(a->n, b->n);
-    for (uint32_t i = 0; i < a->n; i++) {
-        assert_int_equal(a->page[i].number, b->page[i].number);
-        assert_int_equal(a->page[i].encoding, b->page[i].encoding);
-        assert_int_equal(a->page[i].n_bytes, b->page[i].n_bytes);
-        if (a->page[i].n_bytes)
-            assert_memory_equal(a->page[i].bytes, b->page[i].bytes, a->page[i].n_bytes);
-    }
+    assert_int_equal(a->n_body, b->n_body);
+    assert_int_equal(a->encoding, b->encoding);
+    assert_int_equal(a->n_bytes, b->n_bytes);
+    assert_memory_equal(a->bytes, b->bytes, a->n_bytes);
 }
 
 static void assert_same_ready(const struct wire_ready *a, const struct wire_ready *b)
@@ -278,6 +290,7 @@ static void assert_same_state(const struct wire_state *a, const struct wire_stat
     assert_int_equal(a->offset, b->offset);
     assert_int_equal(a->n_raw, b->n_raw);
     assert_int_equal(a->encoding, b->encoding);
+    assert_int_equal(a->delta, b->delta);
     assert_int_equal(a->n_bytes, b->n_bytes);
     assert_memory_equal(a->bytes, b->bytes, a->n_bytes);
 }

@@ -3,7 +3,7 @@
 #define US_TESTS_WIRE_SAMPLE_H
 
 #include "unit.h"
-#include "wire/msg.h"
+#include "wire/pages.h"
 
 /* Messages for the tests of the codecs, and what is done with each. */
 

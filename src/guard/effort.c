@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "guard/effort.h"
+
+#include <math.h>
+
+#include "wire/msg.h"
+
+enum {
+    FADE = 8, /* messages: each is worth an eighth less than the one after it */
+    FADE_WRITE =
+        32, /* writes, likewise: one that waits for the link comes after many that do not */
+};
+
+/* What a level has to cost, of what the present one does, to be changed to. */
+static const double worth_a_change = 0.8;
+
+static void add(struct effort_rate *rate, double sum, double of, double fade)
+{
+    rate->sum = rate->sum * (1 - 1 / fade) + sum;
+    rate->of = rate->of * (1 - 1 / fade) + of;
+}
+
+static bool known(const struct effort_rate *rate)
+{
+    return rate->of > 0;
+}
+
+static double get(const struct effort_rate *rate)
+{
+    return rate->sum / rate->of;
+}
+
+void effort_init(struct effort *e, enum effort_level level, bool fixed)
+{
+    *e = (struct effort){.level = level, .fixed = fixed};
+}
+
+/* Of a page, in ns; infinity when it is not known. */
+static double cost(const struct effort *e, enum effort_level level)
+{
+    double price = known(&e->write_ns) ? get(&e->write_ns) : 0;
+
+    if (!e->behind && price < EFFORT_IDLE_NS_PER_BYTE)
+        price = EFFORT_IDLE_NS_PER_BYTE;
+    if (level == EFFORT_RAW)
+        return WIRE_PAGE_BYTES * price;
+    if (!known(&e->body_ns) || (level >= EFFORT_LZ4 && !known(&e->packed[level])))
+        return INFINITY;
+    if (level == EFFORT_DELTA)
+        return get(&e->body_ns) + get(&e->body_bytes) * price;
+    return get(&e->body_ns) + get(&e->pack_ns[level]) + get(&e->packed[level]) * price;
+}
+
+bool effort_tries(const struct effort *e, enum effort_level level)
+{
+    if (level == e->level)
+        return level >= EFFORT_LZ4;
+    return !e->fixed && level >= EFFORT_LZ4 && e->level != EFFORT_RAW &&
+           (e->trial > 0 || e->until_try == 0);
+}
+
+static enum effort_level best(const struct effort *e)
+{
+    enum effort_level level = e->level;
+
+    for (int i = 0; i < EFFORT_LEVELS; i++)
+        if (cost(e, (enum effort_level)i) < cost(e, level))
+            level = (enum effort_level)i;
+    return level;
+}
+
+/* Goes to the best level, if that is worth it. */
+static bool decide(struct effort *e)
+{
+    enum effort_level level = best(e);
+
+    if (level == e->level || cost(e, level) > worth_a_change * cost(e, e->level))
+        return false;
+    e->level = level;
+    e->stay = EFFORT_STAY;
+    e->until_try = EFFORT_TRY_EVERY;
+    return true;
+}
+
+static void learn(struct effort *e, const struct effort_sample *s)
+{
+    if (e->level == EFFORT_RAW)
+        return;
+    add(&e->body_ns, (double)s->body_ns, s->n_pages, FADE);
+    add(&e->body_bytes, s->n_body, s->n_pages, FADE);
+    for (int i = EFFORT_LZ4; i < EFFORT_LEVELS; i++)
+        if (s->packed[i]) {
+            add(&e->pack_ns[i], (double)s->pack_ns[i], s->n_pages, FADE);
+            add(&e->packed[i], s->n_packed[i], s->n_pages, FADE);
+        }
+}
+
+bool effort_sample(struct effort *e, const struct effort_sample *sample)
+{
+    if (e->fixed)
+        return false;
+    learn(e, sample);
+    if (e->until_try == 0)
+        e->until_try = EFFORT_TRY_EVERY;
+    e->until_try--;
+    if (e->stay)
+        e->stay--;
+    if (e->trial > 0)
+        return --e->trial == 0 && decide(e);
+    if (e->level == EFFORT_RAW && e->until_try == 0) {
+        e->level = EFFORT_DELTA;
+        e->trial = EFFORT_TRIAL;
+        e->until_try = EFFORT_TRY_EVERY;
+        return true;
+    }
+    return e->stay == 0 && decide(e);
+}
+
+void effort_written(struct effort *e, uint64_t n_bytes, uint64_t ns)
+{
+    add(&e->write_ns, (double)ns, (double)n_bytes, FADE_WRITE);
+}
+
+void effort_behind(struct effort *e, bool behind)
+{
+    e->behind = behind;
+}
