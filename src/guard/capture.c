@@ -303,7 +303,7 @@ static void on_checkpoint(void *user, const struct hyp_state *state,
     if (c->phase != CAPTURE_STOPPING)
         return;
     c->now.stop_ns = timing->stop_ns;
-    c->now.state_ns = timing->state_ns - timing->stop_ns;
+    c->now.state_ns = timing->state_ns;
     c->failures = 0;
     check_flushes(g);
     if (capture_may_cut(g)) {

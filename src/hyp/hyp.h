@@ -37,10 +37,11 @@ struct hyp_state {
     size_t n_bytes;
 };
 
-/* Durations inside one checkpoint, from the order to stop on; for metrics. 0 = did not happen. */
+/* What a checkpoint takes, as the caller's loop sees it; for metrics. 0 = did not happen. */
 struct hyp_timing {
-    uint64_t stop_ns;  /* until the vCPUs stood still */
-    uint64_t state_ns; /* until the device state was complete */
+    uint64_t stop_ns;  /* from the order until the vCPUs stood still: the guest ran meanwhile */
+    uint64_t drain_ns; /* from then until the disks' requests had ended; 0: not known */
+    uint64_t state_ns; /* from the vCPUs' stop until the device state was complete */
 };
 
 enum hyp_exit {

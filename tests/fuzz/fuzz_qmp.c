@@ -88,6 +88,7 @@ static struct hyp_vm *new_vm(sd_event *event, bool incoming, int *ret_peer)
     vm->n_disks = N_DISKS;
     vm->stream.fd = vm->feed.fd = -1;
     vm->stream.max_bytes = 1 << 20;
+    vm_save_init(&vm->save);
     vm->checkpoint_timeout_ms = vm->answer_timeout_ms = 60000;
     dirty_init(&vm->dirty);
     vm->pidfd = pipe_fds[1]; /* no pidfd: killing and waiting fail at once */

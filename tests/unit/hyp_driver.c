@@ -14,6 +14,7 @@
 
 #include "unit.h"
 
+#include "base/cleanup.h"
 #include "hyp/qemu/vm.h"
 #include "hyp_fake_qemu.h"
 #include "io/clock.h"
@@ -36,7 +37,8 @@ struct fixture {
     size_t n_stopped;
     bool flushes_known;
     uint64_t flushes[2];
-    char state[16];
+    char state[160];
+    bool saved; /* the state came by the shorter way */
     bool failure_running;
     enum hyp_exit exit_how;
     char text[600];
@@ -56,10 +58,12 @@ static void on_checkpoint(void *user, const struct hyp_state *state,
 {
     struct fixture *f = user;
 
-    assert_true(timing->stop_ns <= timing->state_ns);
+    assert_true(timing->state_ns > 0 && timing->drain_ns <= timing->state_ns);
     assert_string_equal(state->format, "qemu:pc-i440fx-7.2");
     (void)snprintf(f->state, sizeof(f->state), "%.*s", (int)state->n_bytes,
                    (const char *)state->bytes);
+    f->saved = state->bytes == f->vm->save.bytes;
+    assert_true(!f->saved || timing->drain_ns > 0);
     note(f, CHECKPOINT);
 }
 
@@ -244,6 +248,118 @@ static void checkpoints_again_and_again(void **state)
         assert_int_equal(hyp_qemu.resume(f->vm, NULL), 0);
         expect(f, RUNNING);
     }
+    expect_nothing(f);
+}
+
+/* The n-th checkpoint has to have the state that a migration gives, in whatever way it came. */
+static void expect_state(struct fixture *f, unsigned int n, bool saved)
+{
+    char devices[FAKE_DEVICES_MAX], text[FAKE_DEVICES_MAX + sizeof(FAKE_BASE)];
+
+    (void)fake_devices(n, devices);
+    (void)snprintf(text, sizeof(text), "%s%s", FAKE_BASE, devices);
+    expect(f, CHECKPOINT);
+    assert_string_equal(f->state, text);
+    if (f->saved != saved)
+        fail_msg("checkpoint %u %s", n, saved ? "is a migration" : "was saved");
+}
+
+static void saves_what_a_migration_would_give(void **state)
+{
+    /* Of the checkpoints 1 to 5, which are saved. */
+    static const struct {
+        const char *how;
+        bool saved[5];
+    } cases[] = {
+        {"save", {false, true, true, true, true}},
+        {"save-vga", {false}},                              /* it has other memory */
+        {"save-never", {false}},                            /* QEMU refuses */
+        {"save-clock", {false}},                            /* it is never the same */
+        {"save-tick", {false, false, true, true, true}},    /* a clock ticked in between */
+        {"save-reset", {false, true, false, false, true}},  /* before the third */
+        {"save-tables", {false, true, true, false, false}}, /* change after the third */
+        {"save-asleep", {false, true, false, true, true}},  /* at the third */
+    };
+    struct fixture *f = *state;
+
+    for (size_t i = 0; i < N_OF(cases); i++) {
+        start(f, cases[i].how);
+        for (unsigned int n = 1; n <= N_OF(cases[i].saved); n++) {
+            order_checkpoint(f);
+            expect_state(f, n, cases[i].saved[n - 1]);
+            if (n % 2) {
+                assert_int_equal(hyp_qemu.guest_flushes(f->vm, NULL), 0);
+                expect(f, FLUSHES);
+                assert_int_equal(f->flushes[0], 42);
+            }
+            assert_int_equal(hyp_qemu.resume(f->vm, NULL), 0);
+            expect(f, RUNNING);
+        }
+        if (strcmp(cases[i].how, "save-clock") == 0) { /* it is not tried forever */
+            for (unsigned int n = 6; n < 30; n++) {
+                order_checkpoint(f);
+                expect_state(f, n, false);
+                assert_int_equal(hyp_qemu.resume(f->vm, NULL), 0);
+                expect(f, RUNNING);
+            }
+            assert_int_equal(f->vm->save.fd, -1);
+        }
+        expect_nothing(f);
+        hyp_qemu.close(take_ptr(f->vm));
+    }
+}
+
+/* A VM that stands still already has a state that says so, which is not what is saved. */
+static void migrates_a_stopped_vm(void **state)
+{
+    struct fixture *f = *state;
+
+    start(f, "save");
+    for (unsigned int n = 1; n <= 3; n++) {
+        order_checkpoint(f);
+        expect_state(f, n, n > 1);
+        order_checkpoint(f);
+        expect_state(f, n, false);
+        assert_int_equal(hyp_qemu.resume(f->vm, NULL), 0);
+        expect(f, RUNNING);
+    }
+    expect_nothing(f);
+}
+
+static void resumes_when_saving_fails(void **state)
+{
+    struct fixture *f = *state;
+
+    start(f, "save-fail");
+    for (unsigned int n = 1; n <= 5; n++) {
+        order_checkpoint(f);
+        if (n == 3) {
+            expect(f, FAILURE);
+            assert_true(f->failure_running);
+            assert_non_null(strstr(f->text, "no space"));
+            continue;
+        }
+        expect_state(f, n, n != 1 && n != 4);
+        assert_int_equal(hyp_qemu.resume(f->vm, NULL), 0);
+        expect(f, RUNNING);
+    }
+    expect_nothing(f);
+}
+
+static void gives_up_when_saving_hangs(void **state)
+{
+    struct fixture *f = *state;
+
+    start(f, "save-hang");
+    for (unsigned int n = 1; n < 3; n++) {
+        order_checkpoint(f);
+        expect_state(f, n, n > 1);
+        assert_int_equal(hyp_qemu.resume(f->vm, NULL), 0);
+        expect(f, RUNNING);
+    }
+    order_checkpoint(f);
+    expect(f, FAILURE);
+    assert_int_equal(hyp_qemu.resume(f->vm, NULL), -EIO);
     expect_nothing(f);
 }
 
@@ -541,7 +657,7 @@ static int attach(struct fixture *f, pid_t pid, const char *ram_path, bool *ret_
 
 static void attaches(void **state)
 {
-    static const char *const how[] = {"", "late-end"};
+    static const char *const how[] = {"", "late-end", "save", "save-stale"};
     struct fixture *f = *state;
     bool running;
     struct err err;
@@ -563,7 +679,7 @@ static void attaches(void **state)
         }
         order_checkpoint(f);
         expect(f, CHECKPOINT);
-        assert_string_equal(f->state, "state");
+        assert_false(f->saved); /* it learns anew */
         assert_int_equal(kill(hyp_qemu.pid(f->vm), SIGTERM), 0);
         expect(f, EXIT);
         assert_int_equal(f->exit_how, HYP_EXIT_CRASH);
@@ -627,6 +743,10 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(checkpoints_again_and_again, setup, teardown),
+        cmocka_unit_test_setup_teardown(saves_what_a_migration_would_give, setup, teardown),
+        cmocka_unit_test_setup_teardown(migrates_a_stopped_vm, setup, teardown),
+        cmocka_unit_test_setup_teardown(resumes_when_saving_fails, setup, teardown),
+        cmocka_unit_test_setup_teardown(gives_up_when_saving_hangs, setup, teardown),
         cmocka_unit_test_setup_teardown(counts_flushes, setup, teardown),
         cmocka_unit_test_setup_teardown(gives_up_on_counting_flushes, setup, teardown),
         cmocka_unit_test_setup_teardown(says_nothing_of_a_stop_that_is_over, setup, teardown),

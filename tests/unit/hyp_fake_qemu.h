@@ -8,16 +8,20 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "hyp/qemu/args.h"
 
 /* Plays QEMU as far as the driver can see: the control protocol and migrations, with the one
- * misbehaviour that the environment variable FAKE_QEMU names ("" = none). */
+ * misbehaviour that the environment variable FAKE_QEMU names ("" = none). Devices can be saved
+ * without a migration when that name begins with "save". */
 
 struct fake {
     int qmp;
-    int fd; /* passed by the last getfd; -1 = none */
+    int fd; /* passed by the last command that took one; -1 = none */
+    int save_fd;
+    unsigned int epoch; /* how often the VM was stopped for a checkpoint */
     bool running;
     bool incoming;
     unsigned int conts; /* refused so far */
@@ -53,6 +57,11 @@ static void say_status(const struct fake *q, const char *status)
     say(q, line);
 }
 
+static bool can_save(void)
+{
+    return strncmp(getenv("FAKE_QEMU"), "save", 4) == 0;
+}
+
 static void set_running(struct fake *q, bool running)
 {
     if (q->running != running)
@@ -61,10 +70,79 @@ static void set_running(struct fake *q, bool running)
     q->started |= running;
 }
 
+/* What a migration writes is this and the devices; what is saved, a header and the devices. */
+#define FAKE_BASE   "QEVMthree ROMs, "
+#define FAKE_HEADER "QEVM-hdr"
+
+enum { FAKE_DEVICES_MAX = 100 };
+
+static int fake_devices(unsigned int epoch, char *ret_text)
+{
+    /* The ACPI tables are asked for after the third checkpoint of "save-tables". */
+    return snprintf(ret_text, FAKE_DEVICES_MAX, "devices at %u, \nacpi_build%09d.end", epoch,
+                    misbehaves("save-tables") && epoch > 3);
+}
+
+static void fake_save(struct fake *q, json_int_t id)
+{
+    char text[FAKE_DEVICES_MAX];
+    int n = fake_devices(q->epoch, text);
+
+    while (misbehaves("save-hang") && q->epoch == 3)
+        (void)pause();
+    if (misbehaves("save-never") || (misbehaves("save-fail") && q->epoch == 3)) {
+        reply(q, id, "\"error\": {\"desc\": \"no space\"}");
+        return;
+    }
+    if (misbehaves("save-clock") || (misbehaves("save-tick") && q->epoch == 1))
+        text[0]++;
+    if (ftruncate(q->save_fd, 0) < 0 || write(q->save_fd, FAKE_HEADER, 8) != 8 ||
+        write(q->save_fd, text, (size_t)n) != n)
+        _exit(10);
+    reply(q, id, "\"return\": {}");
+}
+
+static void fake_stop(struct fake *q, json_int_t id)
+{
+    q->epoch++;
+    if (misbehaves("save-reset") && q->epoch == 3)
+        say(q, "{\"event\": \"RESET\", \"data\": {\"guest\": true}}\r\n");
+    if (misbehaves("save-asleep") && q->epoch == 3) /* it is suspended, and does not stop again */
+        q->running = false;
+    set_running(q, false);
+    reply(q, id, "\"return\": {}");
+}
+
+static void fake_ramblocks(const struct fake *q, json_int_t id)
+{
+    char text[300];
+
+    (void)snprintf(text, sizeof(text),
+                   "\"return\": {\"human-readable-text\": \"   Block Name   PSize\\n"
+                   "    ram0  4 KiB\\n  pc.bios  4 KiB\\n /rom@etc/acpi/tables 4 KiB\\n%s\"}",
+                   misbehaves("save-vga") ? "  vga.vram 4 KiB\\n" : "");
+    reply(q, id, can_save() ? text : "\"error\": {\"desc\": \"unknown command\"}");
+}
+
+static void fake_write_state(const struct fake *q)
+{
+    char devices[FAKE_DEVICES_MAX];
+    struct iovec text[] = {{(void *)(uintptr_t)FAKE_BASE, strlen(FAKE_BASE)}, {devices, 0}};
+
+    if (can_save())
+        text[1].iov_len = (size_t)fake_devices(q->epoch, devices);
+    else
+        text[0] = (struct iovec){(void *)(uintptr_t) "state", 5};
+    if (writev(q->fd, text, 2) != (ssize_t)(text[0].iov_len + text[1].iov_len))
+        _exit(6);
+}
+
 /* Migrates as QEMU does, but for what it shall do wrong. */
 static void fake_migrate(struct fake *q, json_int_t id)
 {
     bool was_running = q->running;
+
+    q->epoch += was_running;
 
     if (misbehaves("refuse")) {
         reply(q, id, "\"error\": {\"desc\": \"device x blocks it\"}");
@@ -90,8 +168,8 @@ static void fake_migrate(struct fake *q, json_int_t id)
         say_status(q, "failed");
         set_running(q, was_running);
     } else {
-        if (!misbehaves("empty") && write(q->fd, "state", 5) != 5)
-            _exit(6);
+        if (!misbehaves("empty"))
+            fake_write_state(q);
         say_status(q, "completed");
     }
     if (misbehaves("endless"))
@@ -189,6 +267,15 @@ static void fake_command(struct fake *q, const json_t *command)
         fake_query_migrate(q, id);
     } else if (strcmp(what, "query-status") == 0) {
         fake_query_status(q, id);
+    } else if (strcmp(what, "x-query-ramblock") == 0) {
+        fake_ramblocks(q, id);
+    } else if (strcmp(what, "add-fd") == 0) {
+        q->save_fd = q->fd;
+        reply(q, id, "\"return\": {\"fd\": 9, \"fdset-id\": 3}");
+    } else if (strcmp(what, "xen-save-devices-state") == 0) {
+        fake_save(q, id);
+    } else if (strcmp(what, "stop") == 0) {
+        fake_stop(q, id);
     } else if (strcmp(what, "query-blockstats") == 0) {
         fake_blockstats(q, id);
     } else if (strcmp(what, "cont") == 0 && misbehaves("cont-late") && q->conts++ < 3) {
@@ -206,7 +293,9 @@ static void fake_command(struct fake *q, const json_t *command)
 static void fake_accept(struct fake *q)
 {
     q->qmp = accept(QMP_LISTEN_FD, NULL, NULL);
-    say(q, "{\"QMP\": {\"version\": {}, \"capabilities\": []}}\r\n");
+    say(q, "{\"QMP\": {\"version\": {}, \"capabilities\": [\"oob\", 3]}}\r\n");
+    if (misbehaves("save-stale") && q->started) /* what the last client was owed */
+        say(q, "{\"return\": {}, \"id\": 7}\r\n");
 }
 
 /* Reads one byte, with the descriptor that may come along. 0: the driver is gone, as far as the

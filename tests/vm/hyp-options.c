@@ -43,14 +43,15 @@ void hyp_options_parse(int argc, char **argv, struct hyp_options *ret_options)
         const char **text;
         unsigned int *number;
     } options[] = {
-        {"emulator", &o.emulator, NULL}, {"kernel", &o.kernel, NULL},
-        {"initrd", &o.initrd, NULL},     {"append", &o.append, NULL},
-        {"firmware", &o.firmware, NULL}, {"cpu", &o.cpu, NULL},
-        {"machine", &o.machine, NULL},   {"accel", &o.accel, NULL},
-        {"epochs", NULL, &o.epochs},     {"interval", NULL, &o.interval},
-        {"memory", NULL, &o.memory},     {"cpus", NULL, &o.cpus},
-        {"nics", NULL, &o.nics},         {"disks", NULL, &o.disks},
-        {"pages", NULL, &o.pages},       {"delay", NULL, &o.delay},
+        {"emulator", &o.emulator, NULL},   {"kernel", &o.kernel, NULL},
+        {"initrd", &o.initrd, NULL},       {"append", &o.append, NULL},
+        {"firmware", &o.firmware, NULL},   {"cpu", &o.cpu, NULL},
+        {"machine", &o.machine, NULL},     {"accel", &o.accel, NULL},
+        {"epochs", NULL, &o.epochs},       {"interval", NULL, &o.interval},
+        {"memory", NULL, &o.memory},       {"cpus", NULL, &o.cpus},
+        {"nics", NULL, &o.nics},           {"disks", NULL, &o.disks},
+        {"pages", NULL, &o.pages},         {"delay", NULL, &o.delay},
+        {"alternate", NULL, &o.alternate},
     };
     struct option names[sizeof(options) / sizeof(options[0]) + 1] = {0};
     int r, i;

@@ -9,6 +9,7 @@ struct hyp_options {
     unsigned int memory;           /* MiB */
     unsigned int cpus, nics, disks;
     unsigned int pages, delay; /* of the guest of hyp-guest.h */
+    unsigned int alternate;    /* every other checkpoint is a migration, to compare */
 };
 
 /* Fills in the defaults; ends the program when something is wrong. The texts are borrowed. */

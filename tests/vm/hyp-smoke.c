@@ -156,10 +156,25 @@ static void order(int r, const char *what, const struct err *err)
         bail_out("%s: %s", what, err->text);
 }
 
-static struct hyp_samples figures[] = {
-    {.name = "stop"},    {.name = "state"},  {.name = "scan"},  {.name = "copy"},
-    {.name = "flushes"}, {.name = "resume"}, {.name = "pause"},
+enum { STOP, DRAIN, STATE, SCAN, COPY, FLUSHES_, RESUME, PAUSE, N_FIGURES };
+
+/* Of checkpoints by saving, and by migration. */
+static struct hyp_samples figures[2][N_FIGURES];
+static const char *const figure_names[N_FIGURES] = {
+    "stop", "drain", "state", "scan", "copy", "flushes", "resume", "pause",
 };
+
+/* With --alternate: the next checkpoint is of the other kind. */
+static void alternate(struct hyp_vm *vm)
+{
+    static struct vm_save hidden = {.fd = -1, .writer = -1};
+    struct vm_save now = vm->save;
+
+    if (options.alternate && (now.n_base > 0 || hidden.n_base > 0)) {
+        vm->save = hidden;
+        hidden = now;
+    }
+}
 
 /* Asks how many flushes the guest has seen. Returns what it took. */
 static uint64_t count_flushes(struct vm *vm)
@@ -181,7 +196,8 @@ static uint64_t epoch(struct vm *vm, struct vm *to, uint64_t n_bytes, bool full,
 {
     uint64_t start = clock_now_ns(), copied, scan_ns, pages, ordered, flushes_ns;
     struct err err = {0};
-    bool same = true;
+    struct hyp_samples *figure;
+    bool same = true, saved;
 
     order(hyp_qemu.checkpoint(vm->hyp, &err), "checkpoint", &err);
     await(vm, CHECKPOINT, "checkpoint");
@@ -194,18 +210,23 @@ static uint64_t epoch(struct vm *vm, struct vm *to, uint64_t n_bytes, bool full,
     if (!same)
         check(false, "the copy is the original");
     flushes_ns = count_flushes(vm);
+    saved = vm->state.bytes == vm->hyp->save.bytes;
+    alternate(vm->hyp);
     ordered = clock_now_ns();
     order(hyp_qemu.resume(vm->hyp, &err), "resume", &err);
     await(vm, RUNNING, "resume");
     if (full || compare)
         return pages;
-    hyp_samples_add(&figures[0], vm->timing.stop_ns);
-    hyp_samples_add(&figures[1], vm->timing.state_ns - vm->timing.stop_ns);
-    hyp_samples_add(&figures[2], scan_ns);
-    hyp_samples_add(&figures[3], copied - start - vm->timing.state_ns - scan_ns);
-    hyp_samples_add(&figures[4], flushes_ns);
-    hyp_samples_add(&figures[5], clock_now_ns() - ordered);
-    hyp_samples_add(&figures[6], clock_now_ns() - start - vm->timing.stop_ns);
+    figure = figures[saved ? 0 : 1];
+    hyp_samples_add(&figure[STOP], vm->timing.stop_ns);
+    hyp_samples_add(&figure[DRAIN], vm->timing.drain_ns);
+    hyp_samples_add(&figure[STATE], vm->timing.state_ns);
+    hyp_samples_add(&figure[SCAN], scan_ns);
+    hyp_samples_add(&figure[COPY],
+                    copied - start - vm->timing.stop_ns - vm->timing.state_ns - scan_ns);
+    hyp_samples_add(&figure[FLUSHES_], flushes_ns);
+    hyp_samples_add(&figure[RESUME], clock_now_ns() - ordered);
+    hyp_samples_add(&figure[PAUSE], clock_now_ns() - start - vm->timing.stop_ns);
     return pages;
 }
 
@@ -217,23 +238,34 @@ static void run_epochs(struct vm *vm, struct vm *to, uint64_t n_bytes)
         run_loop_for(options.interval);
         pages += epoch(vm, to, n_bytes, i == 0, i % 50 == 49);
     }
+    if (vm->hyp->save.fd < 0)
+        alternate(vm->hyp);
+    options.alternate = 0;
     check(true, "%u epochs, each 50th compared, %" PRIu64 " pages carried over", options.epochs,
           pages);
     printf("# %.1f pages an epoch, %zu bytes of device state\n", (double)pages / options.epochs,
            vm->state.n_bytes);
-    for (size_t i = 0; i < sizeof(figures) / sizeof(figures[0]); i++)
-        hyp_samples_print(&figures[i]);
+    for (int way = 0; way < 2; way++) {
+        printf("# by %s\n", way ? "migration" : "saving");
+        for (size_t i = 0; i < N_FIGURES; i++) {
+            figures[way][i].name = figure_names[i];
+            hyp_samples_print(&figures[way][i]);
+        }
+    }
+    check(figures[0][PAUSE].n > 0, "checkpoints go the short way");
 }
 
 /* Checkpoints that grow too large have to leave a running VM behind, and the next one works. */
 static void fail_some(struct vm *vm, struct vm *to, uint64_t n_bytes)
 {
+    char arguments[sizeof(vm->hyp->save.arguments)];
     size_t limit = vm->hyp->stream.max_bytes;
     struct err err = {0};
     bool running = true;
 
     vm->hyp->stream.max_bytes = 1000;
     for (int i = 0; i < 20; i++) {
+        vm_save_forget(vm->hyp);
         order(hyp_qemu.checkpoint(vm->hyp, &err), "checkpoint", &err);
         await(vm, FAILURE, "a checkpoint over its limit");
         running &= vm->failure_running;
@@ -244,6 +276,14 @@ static void fail_some(struct vm *vm, struct vm *to, uint64_t n_bytes)
     vm->hyp->stream.max_bytes = limit;
     (void)epoch(vm, to, n_bytes, false, true);
     check(true, "the next checkpoint works");
+    memcpy(arguments, vm->hyp->save.arguments, sizeof(arguments));
+    strcpy(vm->hyp->save.arguments, "{\"live\":false,\"filename\":\"/nowhere/at/all\"}");
+    order(hyp_qemu.checkpoint(vm->hyp, &err), "checkpoint", &err);
+    await(vm, FAILURE, "a checkpoint that cannot be saved");
+    check(vm->failure_running, "the VM runs after it (%s)", vm->text);
+    memcpy(vm->hyp->save.arguments, arguments, sizeof(arguments));
+    (void)epoch(vm, to, n_bytes, false, true);
+    check(vm_save_ready(vm->hyp), "the next checkpoint works, and teaches");
 }
 
 /* A disk that does not answer holds the checkpoint up, and no more. */

@@ -13,8 +13,11 @@
 #include "hyp/qemu/vm.h"
 #include "io/log.h"
 
-/* Theory of operation. A checkpoint is an ordinary migration into a descriptor, of everything but
- * the guest's RAM, which the capability x-ignore-shared leaves out. QEMU stops the vCPUs by itself
+/* Theory of operation. A checkpoint's state is what an ordinary migration writes into a descriptor,
+ * of everything but the guest's RAM, which the capability x-ignore-shared leaves out. Most
+ * checkpoints get it in a shorter way (save.c), which is learnt from one that is a migration:
+ *
+ * QEMU stops the vCPUs by itself
  * (event STOP), writes CPU and device state, says MIGRATION completed, closes the descriptor, and
  * stays stopped. Between STOP and the end it lets the disks' requests end and flushes the disks,
  * which takes as long as the slowest of them. The checkpoint is complete when both the event and
@@ -59,24 +62,31 @@ static void disarm(struct vm_stream *stream)
         close(take_fd(&stream->fd));
 }
 
-static void fail_checkpoint(struct hyp_vm *vm, const char *why);
+void vm_checkpoint_end(struct hyp_vm *vm, const uint8_t *bytes, size_t n_bytes)
+{
+    fault_point("hyp.state-complete");
+    vm->timing.state_ns = clock_now_ns() - vm->order_ns - vm->timing.stop_ns;
+    vm->state = bytes;
+    vm->n_state_bytes = n_bytes;
+    vm_end(vm, VM_IDLE, VM_OUTCOME_CHECKPOINT, "device state complete");
+}
 
 static void complete_if_all_seen(struct hyp_vm *vm)
 {
     if (vm->phase != VM_CHECKPOINT || vm->migration != VM_MIGRATION_COMPLETED || !vm->stream.ended)
         return;
     if (vm->stream.unfit) {
-        fail_checkpoint(vm, vm->stream.unfit);
+        vm_checkpoint_fail(vm, vm->stream.unfit);
         return;
     }
     if (vm->stream.n_bytes == 0) {
-        fail_checkpoint(vm, "QEMU wrote no device state");
+        vm_checkpoint_fail(vm, "QEMU wrote no device state");
         return;
     }
-    fault_point("hyp.state-complete");
-    vm->timing.state_ns = clock_now_ns() - vm->order_ns;
     disarm(&vm->stream);
-    vm_end(vm, VM_IDLE, VM_OUTCOME_CHECKPOINT, "device state complete");
+    vm->migration = VM_MIGRATION_NONE; /* so that the next event does not end it again */
+    if (!vm_save_learn(vm))
+        vm_checkpoint_end(vm, vm->stream.bytes, vm->stream.n_bytes);
 }
 
 /* Makes room for more of the stream. */
@@ -153,6 +163,10 @@ int vm_arm(struct hyp_vm *vm)
     CLEANUP_FD int theirs = -1;
     int fds[2], r;
 
+    if (vm_save_ready(vm)) {
+        qmp_prepare(vm->qmp, "stop", "");
+        return 0;
+    }
     if (stream->fd >= 0)
         return 0;
     if (FAULTY("hyp.arm", socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds)) < 0)
@@ -183,7 +197,31 @@ static void on_migrate(void *user, const json_t *ret, const char *error)
     vm->migration = VM_MIGRATION_FAILED;
     (void)snprintf(why, sizeof(why), "QEMU refused to migrate: %.250s", error);
     if (vm->phase == VM_CHECKPOINT)
-        fail_checkpoint(vm, why);
+        vm_checkpoint_fail(vm, why);
+}
+
+static int order_migration(struct hyp_vm *vm)
+{
+    int r = vm_arm(vm);
+
+    if (r < 0)
+        return r;
+    vm->stream.n_bytes = 0;
+    vm->stream.ended = false;
+    vm->stream.unfit = NULL;
+    vm->save.learnable = vm->running; /* else the state says that it did not run */
+    r = qmp_send(vm->qmp, "migrate", migrate_arguments, -1, on_migrate, vm);
+    if (r < 0)
+        return r;
+    vm->migration = VM_MIGRATION_ACTIVE;
+    qmp_prepare(vm->qmp, vm->n_disks > 0 ? "query-blockstats" : "cont", "");
+    return 0;
+}
+
+void vm_migrate(struct hyp_vm *vm)
+{
+    if (order_migration(vm) < 0)
+        vm_checkpoint_fail(vm, "QEMU does not take orders");
 }
 
 int vm_checkpoint(struct hyp_vm *vm, struct err *err)
@@ -194,20 +232,14 @@ int vm_checkpoint(struct hyp_vm *vm, struct err *err)
         return r;
     if (vm->incoming)
         return err_set(err, -EINVAL, "the VM waits for its state: there is nothing to checkpoint");
-    r = vm_arm(vm);
-    if (r < 0)
-        return err_sys(err, r, "QMP getfd");
-    vm->stream.n_bytes = 0;
-    vm->stream.ended = false;
-    vm->stream.unfit = NULL;
-    vm->migration = VM_MIGRATION_ACTIVE;
     vm->was_running = vm->running;
     vm->timing = (struct hyp_timing){0};
     vm->order_ns = clock_now_ns();
-    r = qmp_send(vm->qmp, "migrate", migrate_arguments, -1, on_migrate, vm);
+    vm->migration = VM_MIGRATION_NONE;
+    vm->guest_flushes = VM_FLUSHES_UNASKED;
+    r = vm_save_ready(vm) ? vm_save(vm) : order_migration(vm);
     if (r < 0)
-        return err_sys(err, r, "QMP migrate");
-    qmp_prepare(vm->qmp, vm->n_disks > 0 ? "query-blockstats" : "cont", "");
+        return err_sys(err, r, "QMP");
     fault_point("hyp.checkpoint");
     vm_set_phase(vm, VM_CHECKPOINT, "ordered");
     if (!vm->running) /* QEMU will not say STOP */
@@ -302,9 +334,9 @@ static void on_query_migrate(void *user, const json_t *ret, const char *error)
     settle_rollback(vm);
 }
 
-static void fail_checkpoint(struct hyp_vm *vm, const char *why)
+void vm_checkpoint_fail(struct hyp_vm *vm, const char *why)
 {
-    int r;
+    int r = 0;
 
     (void)snprintf(vm->failure, sizeof(vm->failure), "%s", why);
     disarm(&vm->stream);
@@ -312,6 +344,8 @@ static void fail_checkpoint(struct hyp_vm *vm, const char *why)
     vm_set_timer(vm, vm->answer_timeout_ms);
     if (vm->migration == VM_MIGRATION_ACTIVE)
         r = qmp_send(vm->qmp, "migrate_cancel", "", -1, ignore_reply, vm);
+    else if (vm->migration == VM_MIGRATION_NONE) /* it was not, or is over */
+        settle_rollback(vm);
     else /* ended already; the event did not say why */
         r = qmp_send(vm->qmp, "query-migrate", "", -1, on_query_migrate, vm);
     if (vm->migration != VM_MIGRATION_ACTIVE)
@@ -323,7 +357,7 @@ static void fail_checkpoint(struct hyp_vm *vm, const char *why)
 void vm_checkpoint_event(struct hyp_vm *vm)
 {
     if (vm->phase == VM_CHECKPOINT && vm->migration == VM_MIGRATION_FAILED)
-        fail_checkpoint(vm, "QEMU's migration failed");
+        vm_checkpoint_fail(vm, "QEMU's migration failed");
     else if (vm->phase == VM_ROLLBACK && vm->migration > VM_MIGRATION_ACTIVE)
         settle_rollback(vm);
     else
@@ -337,7 +371,7 @@ void vm_checkpoint_timeout(struct hyp_vm *vm)
     if (vm->phase == VM_CHECKPOINT && vm->n_disks > 0 && vm->migration == VM_MIGRATION_ACTIVE)
         vm_fail(vm, VM_LOST, why);
     else if (vm->phase == VM_CHECKPOINT)
-        fail_checkpoint(vm, why);
+        vm_checkpoint_fail(vm, why);
     else
         vm_fail(vm, VM_LOST, vm->failure);
 }

@@ -96,7 +96,7 @@ int vm_check_idle(const struct hyp_vm *vm, struct err *err)
 
 static void report_checkpoint(struct hyp_vm *vm)
 {
-    struct hyp_state state = {.bytes = vm->stream.bytes, .n_bytes = vm->stream.n_bytes};
+    struct hyp_state state = {.bytes = vm->state, .n_bytes = vm->n_state_bytes};
     struct hyp_timing timing = vm->timing;
 
     (void)snprintf(state.format, sizeof(state.format), "qemu:%s", vm->machine);
@@ -191,6 +191,8 @@ static void on_qmp_event(void *user, const char *name, const json_t *data)
         }
     } else if (strcmp(name, "RESUME") == 0) {
         vm->running = true;
+    } else if (strcmp(name, "RESET") == 0) {
+        vm_save_forget(vm);
     } else if (strcmp(name, "MIGRATION") == 0 && status) {
         on_migration(vm, status);
     } else if (strcmp(name, "SHUTDOWN") == 0) {
@@ -315,6 +317,7 @@ void vm_let_go(struct hyp_vm *vm)
     sd_event_source_disable_unref(vm->timer_source);
     sd_event_source_disable_unref(vm->report_source);
     vm_stream_done(&vm->stream);
+    vm_save_done(&vm->save);
     vm_feed_done(&vm->feed);
     dirty_free(vm->dirty);
     if (vm->pidfd >= 0)

@@ -48,17 +48,37 @@ static bool take_disk(const json_t *list, uint32_t disk, uint64_t *ret_flushes)
     return false;
 }
 
+static void tell_flushes(struct hyp_vm *vm)
+{
+    vm->guest_flushes = VM_FLUSHES_UNASKED; /* the next question may be another */
+    vm_end(vm, VM_IDLE, VM_OUTCOME_FLUSHES,
+           vm->flushes_known ? "counted" : "QEMU does not tell the flushes");
+}
+
 static void on_blockstats(void *user, const json_t *ret, const char *error)
 {
     struct hyp_vm *vm = user;
 
-    if (vm->phase != VM_FLUSHES)
-        return;
+    vm->guest_flushes = VM_FLUSHES_ANSWERED;
     vm->flushes_known = !error;
     for (uint32_t i = 0; vm->flushes_known && i < vm->n_disks; i++)
         vm->flushes_known = take_disk(ret, i, &vm->flushes[i]);
-    vm_end(vm, VM_IDLE, VM_OUTCOME_FLUSHES,
-           vm->flushes_known ? "counted" : "QEMU does not tell the flushes");
+    if (vm->phase == VM_FLUSHES)
+        tell_flushes(vm);
+}
+
+static int ask(struct hyp_vm *vm)
+{
+    int r = qmp_send(vm->qmp, "query-blockstats", "", -1, on_blockstats, vm);
+
+    if (r == 0)
+        vm->guest_flushes = VM_FLUSHES_ASKED;
+    return r;
+}
+
+void vm_ask_flushes(struct hyp_vm *vm)
+{
+    (void)ask(vm); /* vm_guest_flushes() will ask again */
 }
 
 int vm_guest_flushes(struct hyp_vm *vm, struct err *err)
@@ -67,13 +87,17 @@ int vm_guest_flushes(struct hyp_vm *vm, struct err *err)
 
     if (r < 0)
         return r;
-    r = qmp_send(vm->qmp, "query-blockstats", "", -1, on_blockstats, vm);
-    if (r < 0)
-        return err_sys(err, r, "QMP query-blockstats");
-    if (!vm->running)
-        qmp_prepare(vm->qmp, "cont", "");
+    if (vm->guest_flushes == VM_FLUSHES_UNASKED) {
+        r = ask(vm);
+        if (r < 0)
+            return err_sys(err, r, "QMP query-blockstats");
+        if (!vm->running)
+            qmp_prepare(vm->qmp, "cont", "");
+    }
     vm_set_phase(vm, VM_FLUSHES, "ordered");
     vm_set_timer(vm, vm->answer_timeout_ms);
+    if (vm->guest_flushes == VM_FLUSHES_ANSWERED)
+        tell_flushes(vm);
     return 0;
 }
 

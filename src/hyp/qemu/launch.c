@@ -112,6 +112,7 @@ int vm_new(const struct hyp_launch *launch, struct hyp_vm **ret_vm, struct err *
     vm->incoming = launch->incoming;
     vm->pidfd = vm->stream.fd = vm->feed.fd = -1;
     vm->stream.max_bytes = VM_STATE_MAX_BYTES;
+    vm_save_init(&vm->save);
     vm->n_disks = launch->spec->n_disks;
     vm->checkpoint_timeout_ms =
         vm->n_disks > 0 ? VM_CHECKPOINT_DISKS_TIMEOUT_MS : VM_CHECKPOINT_TIMEOUT_MS;
@@ -291,6 +292,8 @@ int vm_prepare(struct hyp_vm *vm, const struct qmp_wait *wait, struct err *err)
         r = qmp_call(vm->qmp, setup[i].command, setup[i].arguments, -1, wait, NULL, err);
     if (r == 0)
         r = check_blockers(vm, wait, err);
+    if (r == 0)
+        vm_save_prepare(vm, wait);
     if (r == 0 && vm->incoming)
         r = vm_prepare_restore(vm, wait, err);
     return r;

@@ -13,6 +13,7 @@
 #include "base/cleanup.h"
 #include "base/fault.h"
 #include "hyp/qemu/deadline.h"
+#include "io/clock.h"
 
 enum {
     READ_BYTES = 16384,
@@ -51,6 +52,8 @@ struct qmp {
     struct sync_reply sync;
 
     bool greeted;
+    bool greeting; /* replies to whoever was here before may still come */
+    bool oob;      /* QEMU offers to read ahead */
     bool broken;
     char why_broken[256];
 };
@@ -96,6 +99,11 @@ static void set_broken(struct qmp *qmp, int code, const char *why)
     qmp->callbacks->on_broken(qmp->user, code, qmp->why_broken);
 }
 
+static bool is_reply_to(const json_t *id, uint64_t expected)
+{
+    return json_is_integer(id) && (uint64_t)json_integer_value(id) == expected;
+}
+
 /* Delivers a reply to the command that it answers. */
 static void handle_reply(struct qmp *qmp, const json_t *root, const json_t *ret)
 {
@@ -103,11 +111,13 @@ static void handle_reply(struct qmp *qmp, const json_t *root, const json_t *ret)
     const char *text = json_string_value(json_object_get(json_object_get(root, "error"), "desc"));
     struct pending answered;
 
+    if (qmp->greeting && !is_reply_to(id, qmp->last_id))
+        return;
     if (qmp->n_pending == 0) {
         set_broken(qmp, -EPROTO, "a reply to no command");
         return;
     }
-    if (!json_is_integer(id) || (uint64_t)json_integer_value(id) != qmp->pending[0].id) {
+    if (!is_reply_to(id, qmp->pending[0].id)) {
         set_broken(qmp, -EPROTO, "a reply with a wrong id");
         return;
     }
@@ -133,6 +143,19 @@ static void handle_event(struct qmp *qmp, const json_t *root, const json_t *even
     qmp->callbacks->on_event(qmp->user, json_string_value(event), data);
 }
 
+static void handle_greeting(struct qmp *qmp, const json_t *greeting)
+{
+    const json_t *capabilities = json_object_get(greeting, "capabilities"), *name;
+    size_t i;
+
+    json_array_foreach(capabilities, i, name)
+    {
+        if (json_is_string(name) && strcmp(json_string_value(name), "oob") == 0)
+            qmp->oob = true;
+    }
+    qmp->greeted = true;
+}
+
 static void handle_line(struct qmp *qmp, const char *line, size_t n)
 {
     json_auto_t *root = json_loadb(line, n, 0, NULL);
@@ -144,7 +167,7 @@ static void handle_line(struct qmp *qmp, const char *line, size_t n)
     else if (event)
         handle_event(qmp, root, event);
     else if (json_object_get(root, "QMP"))
-        qmp->greeted = true;
+        handle_greeting(qmp, json_object_get(root, "QMP"));
     else if (ret || json_object_get(root, "error"))
         handle_reply(qmp, root, ret);
     else
@@ -396,7 +419,15 @@ int qmp_call(struct qmp *qmp, const char *command, const char *arguments, int fd
 
 int qmp_greet(struct qmp *qmp, const struct qmp_wait *wait, struct err *err)
 {
-    int r = qmp_wait_greeting(qmp, wait, err);
+    int r;
 
-    return r < 0 ? r : qmp_call(qmp, "qmp_capabilities", "", -1, wait, NULL, err);
+    qmp->greeting = true;
+    qmp->last_id = clock_now_ns(); /* a number that nobody before us has used */
+    r = qmp_wait_greeting(qmp, wait, err);
+    if (r == 0)
+        r = qmp_call(qmp, "qmp_capabilities", qmp->oob ? "{\"enable\":[\"oob\"]}" : "", -1, wait,
+                     NULL, err);
+    qmp->greeting = false;
+    qmp->last_id = 0; /* short again: QEMU reads byte by byte */
+    return r;
 }

@@ -74,8 +74,9 @@ int qmp_wait_greeting(struct qmp *qmp, const struct qmp_wait *wait, struct err *
 int qmp_call(struct qmp *qmp, const char *command, const char *arguments, int fd,
              const struct qmp_wait *wait, json_t **ret_value, struct err *err) US_MUST_CHECK;
 
-/* Waits for QEMU's greeting and says that the client is ready for commands. Blocks, as qmp_call().
- */
+/* Waits for QEMU's greeting and says that the client is ready for commands: the first thing to do.
+ * Replies to a client before this one are dropped. From then on QEMU reads ahead while it carries
+ * a command out (its capability "oob"). Blocks, as qmp_call(). */
 int qmp_greet(struct qmp *qmp, const struct qmp_wait *wait, struct err *err) US_MUST_CHECK;
 
 /* From now on the loop delivers replies and events. */

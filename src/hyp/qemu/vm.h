@@ -20,7 +20,7 @@
  *
  * phase       entered from            what is awaited                       leaves to
  * IDLE        launch, attach, any op.   nothing; every operation is allowed   any but ROLLBACK
- * CHECKPOINT  checkpoint()            MIGRATION completed, end of stream    IDLE, ROLLBACK, LOST
+ * CHECKPOINT  checkpoint()            state saved, or MIGRATION completed   IDLE, ROLLBACK, LOST
  * ROLLBACK    a failed checkpoint     QEMU to end it, and the VM to run     IDLE, LOST
  * FLUSHES     guest_flushes()         the reply to query-blockstats         IDLE, LOST
  * RESUME      resume()                the reply to cont                     IDLE, LOST
@@ -91,6 +91,28 @@ struct vm_stream {
     const char *unfit; /* why it makes no checkpoint; NULL: it is fit so far */
 };
 
+enum { VM_SAVE_TABLES_BYTES = 20 };
+
+/* The shorter way to the device state: save.c. */
+struct vm_save {
+    int fd;                               /* the file that QEMU writes; -1: the way is closed */
+    int writer;                           /* the same, as QEMU has it */
+    uint8_t *bytes;                       /* the base, then the devices */
+    char arguments[80];                   /* of the order to write */
+    size_t n_base;                        /* bytes before the devices; 0: not learnt */
+    uint8_t tables[VM_SAVE_TABLES_BYTES]; /* the section "acpi_build" from its name on */
+    size_t tables_at;                     /* where that is, from the end; 0: it has none */
+    bool learnable;                       /* from the migration that is under way */
+    unsigned int learn_tries;             /* in vain */
+};
+
+/* What is known of the guest's flushes since the VM stands still. */
+enum vm_flushes {
+    VM_FLUSHES_UNASKED,
+    VM_FLUSHES_ASKED,
+    VM_FLUSHES_ANSWERED,
+};
+
 /* The device state on its way into an incoming VM. */
 struct vm_feed {
     int fd;
@@ -138,10 +160,14 @@ struct hyp_vm {
     uint64_t order_ns;
     struct hyp_timing timing;
     struct vm_stream stream;
+    struct vm_save save;
     struct vm_feed feed;
+    const uint8_t *state; /* of the last checkpoint, in one of those */
+    size_t n_state_bytes;
     unsigned int cont_tries;
 
     enum vm_outcome outcome;
+    enum vm_flushes guest_flushes;
     bool flushes_known;
     uint64_t flushes[VM_DISKS_MAX];
     bool failure_running;
@@ -190,17 +216,40 @@ int vm_attach(const struct hyp_launch *launch, pid_t pid, struct hyp_vm **ret_vm
 /* checkpoint.c */
 int vm_checkpoint(struct hyp_vm *vm, struct err *err) US_MUST_CHECK;
 int vm_resume(struct hyp_vm *vm, struct err *err) US_MUST_CHECK;
-/* Makes the descriptor for the next checkpoint and gives QEMU its end; does nothing if armed. */
+/* Prepares the order for the next checkpoint; does nothing if that was done. */
 int vm_arm(struct hyp_vm *vm) US_MUST_CHECK;
 /* Sends cont; on its success the phase's work is done. */
 void vm_cont(struct hyp_vm *vm);
 /* The vCPUs run, as resume() or restore() wanted: done. Prepares the next checkpoint. */
 void vm_now_running(struct hyp_vm *vm);
+/* Makes the checkpoint that is under way a migration. */
+void vm_migrate(struct hyp_vm *vm);
+/* It is complete; the bytes stay until the next one. */
+void vm_checkpoint_end(struct hyp_vm *vm, const uint8_t *bytes, size_t n_bytes);
+/* It has failed: the VM continues if it ran before, and the caller learns of it. */
+void vm_checkpoint_fail(struct hyp_vm *vm, const char *why);
 void vm_checkpoint_event(struct hyp_vm *vm); /* migration or running have changed */
 void vm_checkpoint_timeout(struct hyp_vm *vm);
 void vm_stream_done(struct vm_stream *stream);
 
+/* save.c */
+void vm_save_init(struct vm_save *save);
+void vm_save_done(struct vm_save *save);
+/* Finds out whether the shorter way may be had, and prepares it. Blocks. */
+void vm_save_prepare(struct hyp_vm *vm, const struct qmp_wait *wait);
+/* The next checkpoint can go that way. */
+bool vm_save_ready(const struct hyp_vm *vm);
+/* Orders it. */
+int vm_save(struct hyp_vm *vm) US_MUST_CHECK;
+/* What was learnt does not hold any more. */
+void vm_save_forget(struct hyp_vm *vm);
+/* A migration is complete: learns from it, and ends the checkpoint then. False: nothing to learn.
+ */
+bool vm_save_learn(struct hyp_vm *vm);
+
 /* flushes.c */
+/* Asks ahead for what vm_guest_flushes() is to tell. */
+void vm_ask_flushes(struct hyp_vm *vm);
 int vm_guest_flushes(struct hyp_vm *vm, struct err *err) US_MUST_CHECK;
 void vm_guest_flushes_timeout(struct hyp_vm *vm);
 
