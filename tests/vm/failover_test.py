@@ -21,14 +21,13 @@ def protect_again(lab, primary, standby):
     lab.wait_state(primary, "protected", 40)
 
 
-@tap.test
-def random_moments():
-    """hosts die at random moments under load, the connection and all data live"""
+def fail_over(times, tracking=""):
+    """Hosts die `times` times. Returns a comment."""
     moments = random.Random(SEED)
     primary, outages = "hosta", []
     print(f"# FAILOVER_SEED={SEED}")
     with protected_vm("failover", vm={"keeper_mib": 32, "keeper_rate": 40}) as (lab, ledger):
-        for _ in range(FAILOVERS):
+        for _ in range(times):
             standby = other(primary)
             lab.wait_state(primary, "protected", 40)
             time.sleep(moments.uniform(0.0, 0.7))  # the moment is what is random here
@@ -37,13 +36,40 @@ def random_moments():
             outages.append(took["running_unix_ms"] - took["decided_unix_ms"])
             lab.check_keeper()
             protect_again(lab, standby, primary)
+            expect(f"dirty tracking: {tracking}" in lab.log(standby), f"not tracked {tracking}")
             primary = standby
         figures = ledger.check()
         lab.check_keeper()
     outages.sort()
-    return (f"# {FAILOVERS} failovers, {figures['ops']:.0f} operations, longest gap"
+    return (f"# {times} failovers, {figures['ops']:.0f} operations, longest gap"
             f" {figures['max_gap_ms']:.0f} ms, decision to running p50"
             f" {outages[len(outages) // 2]:.1f} ms")
+
+
+@tap.test
+def random_moments():
+    """hosts die at random moments under load, the connection and all data live"""
+    return fail_over(FAILOVERS)
+
+
+def tracked(how, name):
+    os.environ["UNDERSTUDY_DIRTY"] = how
+    try:
+        return fail_over(3, name)
+    finally:
+        del os.environ["UNDERSTUDY_DIRTY"]
+
+
+@tap.test
+def tracked_synchronously():
+    """the same with dirty tracking as on kernels before 6.7"""
+    return tracked("sync", "synchronous")
+
+
+@tap.test
+def tracked_both_ways():
+    """the same with dirty tracking as for a large guest"""
+    return tracked("both", "asynchronous, synchronous where it is cold")
 
 
 def die_at(point, host="hosta"):
