@@ -41,10 +41,13 @@ bench-disk: guest ## measure what replicated disks cost (root)
 bench-link: all ## measure what encryption costs the link
 	@bench/link
 
+bench-scan: all ## measure how long it takes to find the pages that were written (root)
+	@bench/scan
+
 install: all ## install below DESTDIR
 	@meson install -C $(BUILD) --no-rebuild $(if $(DESTDIR),--destdir $(abspath $(DESTDIR)))
 
 clean: ## remove what was built
 	@rm -rf $(BUILD) bench/out
 
-.PHONY: all help setup guest demo check nightly bench bench-basic bench-disk bench-link install clean
+.PHONY: all help setup guest demo check nightly bench bench-basic bench-disk bench-link bench-scan install clean
