@@ -143,8 +143,8 @@ static void learn_trip(struct controller *c, const struct controller_flight *f, 
     c->trip_ns = min_u64(c->trip_ns, trip);
 }
 
-/* Each sample may halve the estimate, whatever it says; up it goes slowly, but for an epoch that
- * had not to wait. */
+/* A sample may take three quarters off the estimate, whatever it says; up it goes slowly, but for
+ * an epoch that had not to wait. */
 static void learn_rate(struct controller *c, const struct controller_flight *f, uint64_t now)
 {
     uint64_t trip = now - f->at_ns, base = round_trip(c);
@@ -159,7 +159,7 @@ static void learn_rate(struct controller *c, const struct controller_flight *f, 
     } else if (rate > c->bytes_per_s) {
         c->bytes_per_s = waited ? c->bytes_per_s + (rate - c->bytes_per_s) / 4 : rate;
     } else if (waited && f->queued_bytes >= SAMPLE_BYTES) {
-        c->bytes_per_s = max_u64(rate, c->bytes_per_s / 2);
+        c->bytes_per_s = max_u64(rate, c->bytes_per_s / 4);
     }
 }
 
@@ -223,19 +223,20 @@ uint64_t controller_deadline(const struct controller *c, const struct controller
     uint64_t earliest = c->last_cut_ns + c->params.interval_min_ns;
     uint64_t latest = c->last_cut_ns + c->params.interval_max_ns;
     uint64_t limit = epoch_pages(c), wanted;
+    bool much = in->dirty_pages >= limit;
 
     if (c->params.fixed)
         return c->n_in_flight ? UINT64_MAX : latest;
     if (c->n_in_flight == CONTROLLER_IN_FLIGHT_MAX)
         return UINT64_MAX;
-    if (in->dirty_pages >= 2 * limit)
-        return max_u64(earliest, now);
+    if (in->dirty_pages >= 2 * limit || (in->dirty_pages >= limit / 2 && way_full(c)))
+        return max_u64(earliest, now); /* in the second case, to be held */
     if (way_full(c))
         return UINT64_MAX;
-    if (!in->frames_wait && !in->disks_press && in->dirty_pages < limit)
+    if (!in->frames_wait && !in->disks_press && !much)
         return latest;
-    wanted = max_u64(max_u64(earliest, affordable_at(c)), now);
-    return way_slow(c, wanted) ? latest : min_u64(wanted, latest);
+    wanted = max_u64(max_u64(earliest, affordable_at(c)), now); /* debts end by `latest` */
+    return way_slow(c, wanted) && !much ? latest : wanted;
 }
 
 bool controller_due(const struct controller *c, const struct controller_input *in, uint64_t now)
