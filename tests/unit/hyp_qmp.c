@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "unit.h"
@@ -19,6 +20,7 @@ struct fixture {
     struct qmp *qmp;
     int peer;
     char events[256];  /* names of events, each followed by a space */
+    uint64_t event_ns; /* of the last one */
     char replies[256]; /* "tag:ok " or "tag:error text " */
     int broken;        /* 0 or -errno */
     char why[256];
@@ -29,12 +31,13 @@ struct tag {
     const char *name;
 };
 
-static void on_event(void *user, const char *name, const json_t *data)
+static void on_event(void *user, const char *name, const json_t *data, uint64_t at_ns)
 {
     struct fixture *f = user;
     size_t used = strlen(f->events);
 
     (void)data;
+    f->event_ns = at_ns;
     (void)snprintf(f->events + used, sizeof(f->events) - used, "%s ", name);
 }
 
@@ -111,6 +114,35 @@ static void delivers_events_and_replies(void **state)
             "{\"error\": {\"class\": \"GenericError\", \"desc\": \"no\"}, \"id\": 2}\n");
     assert_string_equal(f->events, "STOP X ");
     assert_string_equal(f->replies, "a:ok b:no ");
+    assert_int_equal(f->broken, 0);
+}
+
+static void tells_when_an_event_happened(void **state)
+{
+    /* Seconds from now, microseconds; how old the event then is, in ms. */
+    static const struct {
+        long long seconds, micros;
+        uint64_t least_ms, most_ms;
+    } cases[] = {
+        {-3, 0, 3000, 4000}, {-3, 999999, 2000, 3001}, {+5, 0, 0, 0},        {-100, 0, 0, 0},
+        {-3, -1, 0, 0},      {-3, 1000000, 0, 0},      {INT32_MIN, 0, 0, 0}, {INT32_MAX, 0, 0, 0},
+    };
+    struct fixture *f = *state;
+    char line[200];
+
+    for (size_t i = 0; i < N_OF(cases); i++) {
+        uint64_t before = clock_now_ns(), after;
+
+        (void)snprintf(line, sizeof(line),
+                       "{\"event\": \"X\", \"timestamp\": {\"seconds\": %lld, "
+                       "\"microseconds\": %lld}}\n",
+                       (long long)time(NULL) + cases[i].seconds, cases[i].micros);
+        feed(f, line);
+        after = clock_now_ns();
+        assert_in_range(f->event_ns, before - cases[i].most_ms * NS_PER_MS,
+                        after - cases[i].least_ms * NS_PER_MS);
+    }
+    feed(f, "{\"event\": \"X\", \"timestamp\": {\"seconds\": \"x\"}}\n");
     assert_int_equal(f->broken, 0);
 }
 
@@ -265,6 +297,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(delivers_events_and_replies, setup, teardown),
+        cmocka_unit_test_setup_teardown(tells_when_an_event_happened, setup, teardown),
         cmocka_unit_test_setup_teardown(takes_lines_in_pieces, setup, teardown),
         cmocka_unit_test(refuses_what_is_not_qmp),
         cmocka_unit_test_setup_teardown(refuses_replies_out_of_order, setup, teardown),

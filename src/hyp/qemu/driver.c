@@ -177,7 +177,7 @@ static void on_migration(struct hyp_vm *vm, const char *status)
         vm->migration = VM_MIGRATION_FAILED;
 }
 
-static void on_qmp_event(void *user, const char *name, const json_t *data)
+static void on_qmp_event(void *user, const char *name, const json_t *data, uint64_t at_ns)
 {
     struct hyp_vm *vm = user;
     const char *status = json_string_value(json_object_get(data, "status"));
@@ -186,7 +186,7 @@ static void on_qmp_event(void *user, const char *name, const json_t *data)
     if (strcmp(name, "STOP") == 0) {
         vm->running = false;
         if (vm->phase == VM_CHECKPOINT && !vm->timing.stop_ns) {
-            vm->timing.stop_ns = clock_now_ns() - vm->order_ns;
+            vm->timing.stop_ns = at_ns > vm->order_ns ? at_ns - vm->order_ns : 1;
             vm_stopped(vm);
         }
     } else if (strcmp(name, "RESUME") == 0) {

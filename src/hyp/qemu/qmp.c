@@ -19,6 +19,7 @@ enum {
     READ_BYTES = 16384,
     READS_PER_WAKE = 8, /* so that a chatty QEMU cannot starve the loop */
     COMMAND_MAX = 1024,
+    EVENT_AGE_MAX_S = 60,
 };
 
 struct pending {
@@ -131,6 +132,28 @@ static void handle_reply(struct qmp *qmp, const json_t *root, const json_t *ret)
         answered.fn(answered.user, NULL, text ? text : "no reason given");
 }
 
+/* The time of an event, which QEMU gives by the clock of the wall. */
+static uint64_t event_time(const json_t *root)
+{
+    const json_t *stamp = json_object_get(root, "timestamp");
+    const json_t *seconds = json_object_get(stamp, "seconds");
+    const json_t *micros = json_object_get(stamp, "microseconds");
+    uint64_t now = clock_now_ns();
+    struct timespec wall;
+    int64_t age_us;
+
+    if (!json_is_integer(seconds) || !json_is_integer(micros))
+        return now;
+    clock_gettime(CLOCK_REALTIME, &wall);
+    if (json_integer_value(seconds) < wall.tv_sec - EVENT_AGE_MAX_S ||
+        json_integer_value(seconds) > wall.tv_sec || json_integer_value(micros) < 0 ||
+        json_integer_value(micros) >= 1000000) /* a clock that was set, or nonsense */
+        return now;
+    age_us = (wall.tv_sec - json_integer_value(seconds)) * 1000000 + wall.tv_nsec / 1000 -
+             json_integer_value(micros);
+    return age_us > 0 && (uint64_t)age_us * 1000 < now ? now - (uint64_t)age_us * 1000 : now;
+}
+
 static void handle_event(struct qmp *qmp, const json_t *root, const json_t *event)
 {
     const json_t *data = json_object_get(root, "data");
@@ -140,7 +163,7 @@ static void handle_event(struct qmp *qmp, const json_t *root, const json_t *even
         return;
     }
     fault_point("qmp.event");
-    qmp->callbacks->on_event(qmp->user, json_string_value(event), data);
+    qmp->callbacks->on_event(qmp->user, json_string_value(event), data, event_time(root));
 }
 
 static void handle_greeting(struct qmp *qmp, const json_t *greeting)
@@ -256,6 +279,11 @@ static int on_readable(sd_event_source *source, int fd, uint32_t events, void *u
 int qmp_attach(struct qmp *qmp, sd_event *event)
 {
     return sd_event_add_io(event, &qmp->source, qmp->fd, EPOLLIN, on_readable, qmp);
+}
+
+int qmp_set_priority(struct qmp *qmp, int64_t priority)
+{
+    return sd_event_source_set_priority(qmp->source, priority);
 }
 
 static ssize_t send_with_fd(int sock, const char *line, size_t n, int fd)

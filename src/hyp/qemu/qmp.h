@@ -30,8 +30,9 @@ enum {
 typedef void qmp_reply_fn(void *user, const json_t *ret, const char *error);
 
 struct qmp_callbacks {
-    /* An event; `data` is an object or NULL; both borrowed. Must not free the client. */
-    void (*on_event)(void *user, const char *name, const json_t *data);
+    /* An event; `data` is an object or NULL; both borrowed. at_ns: when it happened
+     * (CLOCK_MONOTONIC), as far as QEMU tells. Must not free the client. */
+    void (*on_event)(void *user, const char *name, const json_t *data, uint64_t at_ns);
     /* The conversation is over: -ECONNRESET when QEMU closed it, -EPROTO when it broke the
      * protocol, or another -errno of the socket. Must not free the client. */
     void (*on_broken)(void *user, int code, const char *why);
@@ -81,6 +82,9 @@ int qmp_greet(struct qmp *qmp, const struct qmp_wait *wait, struct err *err) US_
 
 /* From now on the loop delivers replies and events. */
 int qmp_attach(struct qmp *qmp, sd_event *event) US_MUST_CHECK;
+
+/* As sd_event_source_set_priority(): normally 0. */
+int qmp_set_priority(struct qmp *qmp, int64_t priority) US_MUST_CHECK;
 
 /* Reads and delivers what has arrived already. Does not block. */
 void qmp_drain(struct qmp *qmp);
