@@ -11,8 +11,8 @@ enum {
         32, /* writes, likewise: one that waits for the link comes after many that do not */
 };
 
-/* What a level has to cost, of what the present one does, to be changed to. */
-static const double worth_a_change = 0.8;
+/* What a change of level has to save, of what it costs. */
+static const double worth_a_change = 1.2;
 
 static void add(struct effort_rate *rate, double sum, double of, double fade)
 {
@@ -35,20 +35,31 @@ void effort_init(struct effort *e, enum effort_level level, bool fixed)
     *e = (struct effort){.level = level, .fixed = fixed};
 }
 
-/* Of a page, in ns; infinity when it is not known. */
-static double cost(const struct effort *e, enum effort_level level)
+/* Of a page at a level, in ns: the time to encode it, and what its bytes cost. */
+struct cost {
+    double time, bytes;
+};
+
+static double total(struct cost cost)
+{
+    return cost.time + cost.bytes;
+}
+
+/* Infinite when it is not known. */
+static struct cost cost_of(const struct effort *e, enum effort_level level)
 {
     double price = known(&e->write_ns) ? get(&e->write_ns) : 0;
 
     if (!e->behind && price < EFFORT_IDLE_NS_PER_BYTE)
         price = EFFORT_IDLE_NS_PER_BYTE;
     if (level == EFFORT_RAW)
-        return WIRE_PAGE_BYTES * price;
+        return (struct cost){0, WIRE_PAGE_BYTES * price};
     if (!known(&e->body_ns) || (level >= EFFORT_LZ4 && !known(&e->packed[level])))
-        return INFINITY;
+        return (struct cost){INFINITY, INFINITY};
     if (level == EFFORT_DELTA)
-        return get(&e->body_ns) + get(&e->body_bytes) * price;
-    return get(&e->body_ns) + get(&e->pack_ns[level]) + get(&e->packed[level]) * price;
+        return (struct cost){get(&e->body_ns), get(&e->body_bytes) * price};
+    return (struct cost){get(&e->body_ns) + get(&e->pack_ns[level]),
+                         get(&e->packed[level]) * price};
 }
 
 bool effort_tries(const struct effort *e, enum effort_level level)
@@ -64,9 +75,23 @@ static enum effort_level best(const struct effort *e)
     enum effort_level level = e->level;
 
     for (int i = 0; i < EFFORT_LEVELS; i++)
-        if (cost(e, (enum effort_level)i) < cost(e, level))
+        if (total(cost_of(e, (enum effort_level)i)) < total(cost_of(e, level)))
             level = (enum effort_level)i;
     return level;
+}
+
+static double above_zero(double x)
+{
+    return x > 0 ? x : 0;
+}
+
+/* Whether going from one to the other saves enough: time or bytes, for more of the other. */
+static bool worth(struct cost from, struct cost to)
+{
+    double less = above_zero(from.time - to.time) + above_zero(from.bytes - to.bytes);
+    double more = above_zero(to.time - from.time) + above_zero(to.bytes - from.bytes);
+
+    return less > worth_a_change * more;
 }
 
 /* Goes to the best level, if that is worth it. */
@@ -74,11 +99,11 @@ static bool decide(struct effort *e)
 {
     enum effort_level level = best(e);
 
-    if (level == e->level || cost(e, level) > worth_a_change * cost(e, e->level))
+    if (level == e->level || !worth(cost_of(e, e->level), cost_of(e, level)))
         return false;
     e->level = level;
     e->stay = EFFORT_STAY;
-    e->until_try = EFFORT_TRY_EVERY;
+    e->until_try = level == EFFORT_RAW ? EFFORT_TRIAL_EVERY : EFFORT_TRY_EVERY;
     return true;
 }
 

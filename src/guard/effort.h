@@ -19,8 +19,8 @@
  * EFFORT_IDLE_NS_PER_BYTE, so that time that nobody waits for is spent on it. When epochs wait for
  * the sender, time is what counts.
  *
- * Figures are sums that fade with each message. A level is left only for one that costs at least a
- * fifth less, and not before EFFORT_STAY messages. */
+ * Figures are sums that fade with each message. A level is left only when what that saves is at least
+ * a fifth more than what it costs, and not before EFFORT_STAY messages. */
 
 enum effort_level {
     EFFORT_RAW,   /* zero pages, and whole ones */
@@ -33,8 +33,9 @@ enum effort_level {
 enum {
     EFFORT_IDLE_NS_PER_BYTE = 20, /* a link of 400 Mbit/s */
     EFFORT_STAY = 32,             /* messages */
-    EFFORT_TRY_EVERY = 64,        /* messages between two tries of what is not in use */
-    EFFORT_TRIAL = 16,            /* messages of a trial from EFFORT_RAW on */
+    EFFORT_TRY_EVERY = 64,        /* messages between two tries of compressors not in use */
+    EFFORT_TRIAL_EVERY = 256,     /* messages at EFFORT_RAW before a trial */
+    EFFORT_TRIAL = 16,            /* messages of a trial */
 };
 
 /* What one message of pages took, in all of its pages. */

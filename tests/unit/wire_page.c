@@ -6,25 +6,11 @@
 #include <string.h>
 #include <xxhash.h>
 
+#include "random.h"
 #include "unit.h"
 #include "wire/page.h"
 
-/* A small generator of our own (xorshift), so that a failure repeats everywhere. */
 static uint64_t seed = 0x9e3779b97f4a7c15;
-
-static uint64_t rnd(void)
-{
-    seed ^= seed << 13;
-    seed ^= seed >> 7;
-    seed ^= seed << 17;
-    return seed;
-}
-
-static void fill_random(uint8_t *p, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        p[i] = (uint8_t)rnd();
-}
 
 static void fill_text(uint8_t *p, size_t n)
 {
@@ -66,7 +52,7 @@ static uint8_t bulk_fill(uint32_t n, bool text)
     if (text)
         fill_text(bulk, n);
     else
-        fill_random(bulk, n);
+        test_fill(&seed, bulk, n);
     return text && n >= 100 ? WIRE_ENC_LZ4 : WIRE_ENC_RAW;
 }
 
@@ -92,8 +78,8 @@ static void test_state_pieces(void **state)
 
 static void test_state_deltas(void **state)
 {
-    fill_random(bulk, 1000);
-    fill_random(bulk_back, 1000);
+    test_fill(&seed, bulk, 1000);
+    test_fill(&seed, bulk_back, 1000);
     bulk[999] = bulk_back[999];
     state_xor(bulk_out, bulk, bulk_back, 1000);
     assert_int_equal(bulk_out[999], 0);
@@ -198,7 +184,7 @@ static void test_digest(void **state)
                         sizeof(digest)); /* XXH3-128 of nothing, its published value */
 
     /* Page 0x0102, page 3, a write and a mark, state "state": the same bytes as a whole. */
-    fill_random(pages[0], WIRE_PAGE_BYTES);
+    test_fill(&seed, pages[0], WIRE_PAGE_BYTES);
     fill_text(pages[1], WIRE_PAGE_BYTES);
     for (int i = 0; i < 2; i++) {
         XXH128_canonicalFromHash(&want, XXH3_128bits(pages[i], WIRE_PAGE_BYTES));
