@@ -15,7 +15,7 @@ const uint16_t sample_types[SAMPLE_TYPES] = {
 };
 
 uint8_t *sample_buf;
-uint8_t sample_bulk[WIRE_STATE_PER_MSG];
+uint8_t sample_bulk[PAGE_BODY_BYTES];
 
 enum wire_channel sample_channel(uint16_t type)
 {
