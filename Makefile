@@ -38,6 +38,9 @@ bench-basic: guest ## measure outage, activation, pause, latency and idle cost (
 bench-disk: guest ## measure what replicated disks cost (root)
 	@bench/disk
 
+bench-encoder: all ## compare ways to encode dirty pages
+	@bench/encoder
+
 bench-link: all ## measure what encryption costs the link
 	@bench/link
 
@@ -50,4 +53,4 @@ install: all ## install below DESTDIR
 clean: ## remove what was built
 	@rm -rf $(BUILD) bench/out
 
-.PHONY: all help setup guest demo check nightly bench bench-basic bench-disk bench-link bench-scan install clean
+.PHONY: all help setup guest demo check nightly bench bench-basic bench-disk bench-encoder bench-link bench-scan install clean

@@ -182,9 +182,8 @@ static uint32_t put_blocks(const struct run *run, uint64_t number, const uint8_t
     for (unsigned i = 0; i < WIRE_PAGE_BYTES / BLOCK_BYTES; i++) {
         const uint8_t *block = page + i * BLOCK_BYTES;
 
-        if (run->way->form == HASHES
-                ? hashes[i] == block_hash(block)
-                : memcmp(before + i * BLOCK_BYTES, block, BLOCK_BYTES) == 0)
+        if (run->way->form == HASHES ? hashes[i] == block_hash(block)
+                                     : memcmp(before + i * BLOCK_BYTES, block, BLOCK_BYTES) == 0)
             continue;
         mask |= UINT64_C(1) << i;
         memcpy(at, block, BLOCK_BYTES);
@@ -269,9 +268,9 @@ static void run_message(struct run *run, const uint64_t *numbers, const uint8_t 
     if (run->way->form != PAGE_ALONE)
         run->out_bytes += packed_length(run, body, n_body);
     for (uint32_t i = 0; run->way->form == PAGE_ALONE && i < n; i++)
-        run->out_bytes +=
-            16 + packed_length(run, body, put_page(run, numbers[i],
-                                                   pages + (size_t)i * WIRE_PAGE_BYTES, body));
+        run->out_bytes += 16 + packed_length(run, body,
+                                             put_page(run, numbers[i],
+                                                      pages + (size_t)i * WIRE_PAGE_BYTES, body));
     run->form_ns += formed - start;
     run->pack_ns += clock_now_ns() - formed;
     run->out_bytes += WIRE_HEADER_BYTES + 16;
