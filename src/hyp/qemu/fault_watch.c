@@ -57,12 +57,20 @@ static struct uffdio_range range_of(const struct fault_watch *w, uint64_t first,
     };
 }
 
-/* Protects pages, or lifts their protection (and wakes who waits for it). */
+/* Protects pages, or lifts their protection (and wakes who waits for it). Kernels as old as 6.1
+ * take no range that lies in several mappings: it is divided then. */
 static int protect(const struct fault_watch *w, uint64_t first, uint64_t end, uint64_t mode)
 {
     struct uffdio_writeprotect order = {.range = range_of(w, first, end), .mode = mode};
+    uint64_t middle = first + (end - first) / 2;
+    int r;
 
-    return ioctl(w->uffd, UFFDIO_WRITEPROTECT, &order) < 0 ? -errno : 0;
+    if (ioctl(w->uffd, UFFDIO_WRITEPROTECT, &order) == 0)
+        return 0;
+    if (errno != ENOENT || middle == first)
+        return -errno;
+    r = protect(w, first, middle, mode);
+    return r < 0 ? r : protect(w, middle, end, mode);
 }
 
 /* Lifts the protection of a whole region, and wakes who waits, which here does not go without
