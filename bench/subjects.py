@@ -5,6 +5,7 @@ lab's hosta, each started with an engine and an interval of its own, protected o
 import dataclasses
 import json
 import os
+import sys
 import time
 
 from figures import TOP  # finds the rig, too
@@ -57,9 +58,10 @@ class Subject:
                                 words="us.runner", number=self.number,
                                 interval=self.kind.section())
         self.lab.must("hosta", "start", "--no-wait", path)
+        self.protect(False)
 
     def wait_ready(self):
-        """Until the guest and the servers in it listen, and no standby is wanted any more."""
+        """Until the guest and the servers in it listen."""
         self.ask(LEDGER_PORT, "GET", 60)
         self.run("mkdir -p /bench/www && echo hello, world >/bench/www/index.html &&"
                  " /bench/nginx -c /bench/nginx.conf")
@@ -67,7 +69,6 @@ class Subject:
                  " --bind 0.0.0.0 --daemonize yes >/dev/null")
         self.run(f"/bench/dirtier {DIRTIER_MIB} </dev/null >/dev/null 2>&1 &")
         self.ask(DIRTIER_PORT, "STATUS", 20)
-        self.protect(False)
 
     def ask(self, port, question, seconds=30):
         return self.lab.guest_ask(port, question, seconds, address=self.address)
@@ -114,7 +115,7 @@ class Session:
             for subject in self.subjects.values():
                 subject.wait_ready()
         except BaseException:
-            self.lab.down()
+            self.lab.__exit__(*sys.exc_info())
             raise
         return self
 
