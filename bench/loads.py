@@ -27,7 +27,6 @@ def client(subject, *command, timeout=120):
 def build(subject, seconds):
     """Seconds for a unit: the guest compiles, assembles and compresses."""
     units = max(2, round(seconds / UNIT_S)) + 1
-    # A process in the guest reads no file of ours: the lines are as old as they are late.
     command = [f"{BUILD}/tests/guest/guest-run", subject.address, f"/bench/build-load {units}",
                "300"]
     stamps = []
@@ -40,27 +39,29 @@ def build(subject, seconds):
     expect(len(stamps) == units and process.returncode == 0, "the compile-like load failed")
     # The first unit warms up.
     (first, guest_first), (last, guest_last) = stamps[0], stamps[-1]
-    return window.result() | {"units": units - 1, "unit_s": (last - first) / (units - 1),
-                              "guest_unit_s": (guest_last - guest_first) / (units - 1)}
+    found = window.result()
+    return found | {"units": units - 1, "unit_s": (last - first) / (units - 1),
+                    "guest_unit_s": (guest_last - guest_first) / (units - 1),
+                    "cpu_unit_s": found["cpu_pct"]["qemu"] / 100 * found["seconds"] / units}
 
 
 def key_value(subject, seconds):
     """Requests per second of redis under redis-benchmark, one at a time and in pipelines."""
-    found = {}
+    def redis_benchmark(kind, depth):
+        said = client(subject, "redis-benchmark", "-h", subject.address, "-t", "set,get",
+                      "-c", str(KV_CLIENTS), "-n", str(int(KV_REQUESTS * seconds) * depth),
+                      "-r", "10000", "-d", "100", "-P", str(depth), "--csv")
+        rows = {row[0].lower(): row for row in csv.reader(said.splitlines())}
+        tests = ("set", "get")
+        found = {f"{kind}_{test}_{what}": float(rows[test][column]) for test in tests
+                 for what, column in (("per_s", 1), ("p50_ms", 4), ("p99_ms", 6))}
+        # As many of the one kind as of the other: the harmonic mean.
+        found[f"{kind}_per_s"] = 2 / sum(1 / found[f"{kind}_{test}_per_s"] for test in tests)
+        return found
+
     with Window(subject) as window:
-        for kind, depth in (("single", 1), ("pipelined", 16)):
-            said = client(subject, "redis-benchmark", "-h", subject.address, "-t", "set,get",
-                          "-c", str(KV_CLIENTS), "-n", str(int(KV_REQUESTS * seconds) * depth),
-                          "-r", "10000", "-d", "100", "-P", str(depth), "--csv")
-            rows = {row[0].lower(): row for row in csv.reader(said.splitlines())}
-            for test in ("set", "get"):
-                found[f"{kind}_{test}_per_s"] = float(rows[test][1])
-                found[f"{kind}_{test}_p50_ms"] = float(rows[test][4])
-                found[f"{kind}_{test}_p99_ms"] = float(rows[test][6])
-            # As many of the one kind as of the other: the harmonic mean.
-            found[f"{kind}_per_s"] = 2 / sum(1 / found[f"{kind}_{test}_per_s"]
-                                             for test in ("set", "get"))
-    return window.result() | found
+        single = redis_benchmark("single", 1)
+    return window.result() | single | redis_benchmark("pipelined", 16)
 
 
 def http(subject, seconds):

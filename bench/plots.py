@@ -35,19 +35,11 @@ def lines(mode, dashed=False):
             + (" dt 2" if dashed else ""))
 
 
-def by_interval(data):
-    """Runs at fixed intervals: {interval: runs}, those of the part `build` among them."""
-    found = {25: results.runs_of(data, "build")}
-    for run in results.runs_of(data, "sweep"):
-        found.setdefault(run["sweep_ms"], []).append(run)
-    return found
-
-
 def slowdown(data, out):
     series = []
     for mode in ("remus", "default"):
         rows = []
-        for interval, runs in sorted(by_interval(data).items()):
+        for interval, runs in sorted(results.by_interval(data).items()):
             shares = results.slowdowns([run for run in runs if run["load"] == "build"], mode)
             if shares:
                 rows.append((interval, percentile(list(shares.values()), 50)))
@@ -62,7 +54,7 @@ def latency(data, out):
     for mode in ("remus", "default"):
         for percent in (50, 99):
             rows = []
-            for interval, runs in sorted(by_interval(data).items()):
+            for interval, runs in sorted(results.by_interval(data).items()):
                 added = results.added_rtts([run for run in runs if run["load"] == "latency"], mode)
                 if added:
                     rows.append((interval, percentile(added, percent)))

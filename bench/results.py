@@ -80,6 +80,14 @@ def slowdowns(runs, mode):
             for run, plain in pairs(runs, mode, "plain")}
 
 
+def by_interval(data):
+    """Runs at fixed intervals: {interval: runs}, those of the part `build` among them."""
+    found = {25: runs_of(data, "build")}
+    for run in runs_of(data, "sweep"):
+        found.setdefault(run["sweep_ms"], []).append(run)
+    return found
+
+
 def added_rtts(runs, mode):
     """What each round trip takes more than the unprotected median."""
     plain = [rtt for run in runs if run["mode"] == "plain" for rtt in run["rtt_ms"]]
