@@ -46,7 +46,7 @@ def slowdown(data, out):
         series.append((f"engine {mode}", lines(mode), rows))
     gnuplot(f"{out}/slowdown.svg", "Slow-down of the compile-like load",
             ("time between checkpoints, ms", "more time for the same work, %"), series,
-            "set logscale x 2\nset xtics (10,25,50,100,200)\nset yrange [0:*]\nset key top right")
+            "set logscale x\nset xtics (10,25,50,100,200)\nset xrange [8:250]\nset key top right")
 
 
 def latency(data, out):
@@ -59,22 +59,32 @@ def latency(data, out):
                 if added:
                     rows.append((interval, percentile(added, percent)))
             series.append((f"engine {mode}, p{percent}", lines(mode, percent == 99), rows))
+    # The default engine chooses its own moments, unless it is told the interval.
+    own = results.added_rtts(results.runs_of(data, "latency"), "default")
+    for percent in (50, 99) if own else ():
+        value = percentile(own, percent)
+        series.append((f"default, own interval, p{percent}", 'using 1:2 with lines lw 2 lc rgb'
+                       f' "#2ca02c"{" dt 2" if percent == 99 else ""}',
+                       [(10, value), (200, value)]))
     gnuplot(f"{out}/latency.svg", "Latency that protection adds, guest idle otherwise",
             ("time between checkpoints, ms", "added round-trip time, ms"), series,
-            "set logscale x 2\nset xtics (10,25,50,100,200)\nset yrange [0:*]")
+            "set logscale xy\nset xtics (10,25,50,100,200)\nset xrange [8:250]\n"
+            "set key outside bottom center horizontal")
 
 
 def pause(data, out):
-    """Each epoch is a point."""
-    series = []
+    """Each epoch is a point; the few that are far above all others are left out."""
+    series, most = [], 0
     for mode in ("remus", "default"):
         runs = (results.runs_of(data, "writer", mode=mode)
                 + results.runs_of(data, "pause", mode=mode))
-        points = zip(results.traced(runs, "pages"), results.traced(runs, "pause_ms"))
+        points = list(zip(results.traced(runs, "pages"), results.traced(runs, "pause_ms")))
+        if points:
+            most = max(most, 1.2 * percentile([pause_ms for _, pause_ms in points], 98))
         series.append((f"engine {mode}", f"using 1:2 with points pt 7 ps 0.3 lc rgb"
-                       f" {COLOURS[mode]}", list(points)))
+                       f" {COLOURS[mode]}", points))
     gnuplot(f"{out}/pause.svg", "Pause over dirty pages",
-            ("dirty pages of the epoch", "pause, ms"), series, "set yrange [0:*]")
+            ("dirty pages of the epoch", "pause, ms"), series, f"set yrange [0:{most}]")
 
 
 def wire(data, out):
@@ -97,7 +107,7 @@ def wire(data, out):
             ("", "share"), [(f"engine {mode}", f"using 1:2 with boxes fs solid 0.8 lc rgb"
                              f" {COLOURS[mode]}", rows) for mode, rows in bars.items()],
             f"set boxwidth 0.35\nset xtics ({tics})\nset yrange [0:*]\nset xrange [-0.6:*]\n"
-            "set key top right" if names else "")
+            "set key outside bottom center horizontal" if names else "")
 
 
 def writer(data, out):
@@ -111,7 +121,7 @@ def writer(data, out):
             rows.append((rate, percentile(done, 50)))
         series.append(("unprotected" if mode == "plain" else f"engine {mode}", lines(mode), rows))
     gnuplot(f"{out}/writer.svg", "Memory writer", ("pages per second wanted", "written"), series,
-            "set logscale xy")
+            "set logscale xy\nset key bottom right")
 
 
 def failover(data, out):
