@@ -40,7 +40,6 @@ struct hyp_state {
 /* What a checkpoint takes, as the caller's loop sees it; for metrics. 0 = did not happen. */
 struct hyp_timing {
     uint64_t stop_ns;  /* from the order until the vCPUs stood still: the guest ran meanwhile */
-    uint64_t drain_ns; /* from then until the disks' requests had ended; 0: not known */
     uint64_t state_ns; /* from the vCPUs' stop until the device state was complete */
 };
 

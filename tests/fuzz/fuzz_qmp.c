@@ -84,6 +84,7 @@ static struct hyp_vm *new_vm(sd_event *event, bool incoming, int *ret_peer)
     vm->callbacks = &callbacks;
     vm->incoming = incoming;
     vm->qmp_path = strdup("/nonexistent/qmp.sock"); /* close removes them */
+    vm->stop_path = strdup("/nonexistent/stop.sock");
     vm->pid_path = strdup("/nonexistent/pid");
     vm->n_disks = N_DISKS;
     vm->stream.fd = vm->feed.fd = -1;

@@ -76,7 +76,9 @@ static void builds_a_primary(void **state)
         "remote.type=unix,remote.path=/run/nic0 "
         "-device virtio-net-pci,id=nic0,netdev=net0,romfile=,mac=52:54:00:00:00:01 "
         "-chardev socket,id=understudy-qmp,fd=3,server=on,wait=off "
-        "-mon chardev=understudy-qmp,mode=control -S -device virtio-rng-pci");
+        "-mon chardev=understudy-qmp,mode=control "
+        "-chardev socket,id=understudy-stop,fd=17,server=on,wait=off "
+        "-mon chardev=understudy-stop,mode=control -S -device virtio-rng-pci");
     args_done(&args);
 }
 

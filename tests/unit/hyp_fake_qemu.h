@@ -3,6 +3,7 @@
 #define US_TESTS_HYP_FAKE_QEMU_H
 
 #include <jansson.h>
+#include <poll.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,9 +18,16 @@
  * misbehaviour that the environment variable FAKE_QEMU names ("" = none). Devices can be saved
  * without a migration when that name begins with "save". */
 
+struct fake_monitor {
+    int fd;
+    char text[4096];
+    size_t n;
+    int depth;
+};
+
 struct fake {
-    int qmp;
-    int fd; /* passed by the last command that took one; -1 = none */
+    struct fake_monitor monitors[2], *at; /* the one that the command came by */
+    int fd;                               /* passed by the last command that took one; -1 = none */
     int save_fd;
     unsigned int epoch; /* how often the VM was stopped for a checkpoint */
     bool running;
@@ -36,8 +44,15 @@ static bool misbehaves(const char *how)
 
 static void say(const struct fake *q, const char *text)
 {
-    if (write(q->qmp, text, strlen(text)) < 0)
+    if (write(q->at->fd, text, strlen(text)) < 0)
         _exit(7);
+}
+
+/* Events come at both, however much the driver listens to one only. */
+static void say_event(const struct fake *q, const char *text)
+{
+    for (unsigned int i = 0; i < 2; i++)
+        (void)send(q->monitors[i].fd, text, strlen(text), MSG_NOSIGNAL);
 }
 
 static void reply(const struct fake *q, json_int_t id, const char *body)
@@ -54,7 +69,7 @@ static void say_status(const struct fake *q, const char *status)
 
     (void)snprintf(line, sizeof(line),
                    "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"%s\"}}\r\n", status);
-    say(q, line);
+    say_event(q, line);
 }
 
 static bool can_save(void)
@@ -65,7 +80,7 @@ static bool can_save(void)
 static void set_running(struct fake *q, bool running)
 {
     if (q->running != running)
-        say(q, running ? "{\"event\": \"RESUME\"}\r\n" : "{\"event\": \"STOP\"}\r\n");
+        say_event(q, running ? "{\"event\": \"RESUME\"}\r\n" : "{\"event\": \"STOP\"}\r\n");
     q->running = running;
     q->started |= running;
 }
@@ -106,7 +121,7 @@ static void fake_stop(struct fake *q, json_int_t id)
 {
     q->epoch++;
     if (misbehaves("save-reset") && q->epoch == 3)
-        say(q, "{\"event\": \"RESET\", \"data\": {\"guest\": true}}\r\n");
+        say_event(q, "{\"event\": \"RESET\", \"data\": {\"guest\": true}}\r\n");
     if (misbehaves("save-asleep") && q->epoch == 3) /* it is suspended, and does not stop again */
         q->running = false;
     set_running(q, false);
@@ -158,8 +173,8 @@ static void fake_migrate(struct fake *q, json_int_t id)
         _exit(3);
     }
     if (misbehaves("shutdown")) {
-        say(q, "{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": true, "
-               "\"reason\": \"guest-shutdown\"}}\r\n");
+        say_event(q, "{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": true, "
+                     "\"reason\": \"guest-shutdown\"}}\r\n");
         _exit(0);
     }
     if (misbehaves("garbage"))
@@ -289,17 +304,22 @@ static void fake_command(struct fake *q, const json_t *command)
     }
 }
 
-/* Listens, and greets who comes. */
-static void fake_accept(struct fake *q)
+/* Greets who comes. What the one before had typed in part is forgotten. */
+static void fake_accept(struct fake *q, unsigned int monitor)
 {
-    q->qmp = accept(QMP_LISTEN_FD, NULL, NULL);
+    struct fake_monitor *m = &q->monitors[monitor];
+
+    m->fd = accept(monitor ? STOP_LISTEN_FD : QMP_LISTEN_FD, NULL, NULL);
+    m->n = 0;
+    m->depth = 0;
+    q->at = m;
     say(q, "{\"QMP\": {\"version\": {}, \"capabilities\": [\"oob\", 3]}}\r\n");
     if (misbehaves("save-stale") && q->started) /* what the last client was owed */
         say(q, "{\"return\": {}, \"id\": 7}\r\n");
 }
 
 /* Reads one byte, with the descriptor that may come along. 0: the driver is gone, as far as the
- * fake can tell, and another one has come. */
+ * fake can tell. */
 static char fake_read(struct fake *q)
 {
     union {
@@ -314,25 +334,51 @@ static char fake_read(struct fake *q)
                          .msg_controllen = sizeof(control.bytes)};
     struct cmsghdr *cmsg;
 
-    if (recvmsg(q->qmp, &msg, MSG_CMSG_CLOEXEC) != 1) {
-        if (misbehaves("ends"))
-            _exit(0);
-        close(q->qmp);
-        fake_accept(q);
+    if (recvmsg(q->at->fd, &msg, MSG_CMSG_CLOEXEC) != 1)
         return 0;
-    }
     cmsg = CMSG_FIRSTHDR(&msg);
     if (cmsg)
         memcpy(&q->fd, CMSG_DATA(cmsg), sizeof(q->fd));
     return c;
 }
 
+/* Takes what has come at one control socket: a byte, or another client. */
+static void fake_take(struct fake *q, unsigned int monitor)
+{
+    struct fake_monitor *m = q->at = &q->monitors[monitor];
+    char c = fake_read(q);
+
+    if (!c) {
+        if (misbehaves("ends"))
+            _exit(0);
+        close(m->fd);
+        m->fd = -1;
+        return;
+    }
+    if (m->n + 1 == sizeof(m->text))
+        _exit(8);
+    m->text[m->n++] = c;
+    m->depth += c == '{' ? 1 : c == '}' ? -1 : 0; /* our commands have no braces in strings */
+    if (m->depth == 0 && c == '}') {
+        json_auto_t *command = json_loadb(m->text, m->n, 0, NULL);
+
+        m->n = 0;
+        fake_command(q, command);
+    }
+}
+
+/* What is listened to for a monitor: its client, or for one. */
+static int fake_fd(const struct fake *q, unsigned int monitor)
+{
+    static const int listeners[] = {QMP_LISTEN_FD, STOP_LISTEN_FD};
+    int fd = q->monitors[monitor].fd;
+
+    return fd < 0 ? listeners[monitor] : fd;
+}
+
 static int play_qemu(int argc, char **argv)
 {
-    struct fake q = {.fd = -1};
-    char text[4096];
-    size_t n = 0;
-    int depth = 0;
+    static struct fake q = {.fd = -1, .monitors = {{.fd = -1}, {.fd = -1}}};
 
     if (misbehaves("stillborn")) {
         fprintf(stderr, "fake: Property 'pc.ram' not found\n");
@@ -340,24 +386,18 @@ static int play_qemu(int argc, char **argv)
     }
     for (int i = 1; i < argc; i++)
         q.incoming |= strcmp(argv[i], "-incoming") == 0;
-    fake_accept(&q);
     for (;;) {
-        char c = fake_read(&q);
+        struct pollfd fds[2];
 
-        if (!c) { /* what was typed in part is forgotten */
-            n = 0;
-            depth = 0;
-            continue;
-        }
-        if (n + 1 == sizeof(text))
-            return 8;
-        text[n++] = c;
-        depth += c == '{' ? 1 : c == '}' ? -1 : 0; /* our commands have no braces in strings */
-        if (depth == 0 && c == '}') {
-            json_auto_t *command = json_loadb(text, n, 0, NULL);
-
-            fake_command(&q, command);
-            n = 0;
+        for (unsigned int i = 0; i < 2; i++)
+            fds[i] = (struct pollfd){.fd = fake_fd(&q, i), .events = POLLIN};
+        if (poll(fds, 2, -1) < 1)
+            return 11;
+        for (unsigned int i = 0; i < 2; i++) {
+            if (fds[i].revents && q.monitors[i].fd < 0)
+                fake_accept(&q, i);
+            else if (fds[i].revents)
+                fake_take(&q, i);
         }
     }
 }

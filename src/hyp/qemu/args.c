@@ -220,10 +220,21 @@ static int add_disks(struct args *args, const struct hyp_launch *launch)
     return r;
 }
 
+/* A control socket. */
+static int add_monitor(struct args *args, const char *id, int fd)
+{
+    char text[96];
+    int r;
+
+    (void)snprintf(text, sizeof(text), "socket,id=%s,fd=%d,server=on,wait=off", id, fd);
+    r = add_option(args, "-chardev", text);
+    (void)snprintf(text, sizeof(text), "chardev=%s,mode=control", id);
+    return r < 0 ? r : add_option(args, "-mon", text);
+}
+
 static int add_all(struct args *args, const struct hyp_launch *launch)
 {
     const struct vm_spec *spec = launch->spec;
-    char chardev[64];
     int r;
 
     r = add(args, "%s", launch->emulator);
@@ -246,12 +257,10 @@ static int add_all(struct args *args, const struct hyp_launch *launch)
         r = add_nic(args, i, launch);
     if (r == 0)
         r = add_disks(args, launch);
-    (void)snprintf(chardev, sizeof(chardev), "socket,id=understudy-qmp,fd=%d,server=on,wait=off",
-                   QMP_LISTEN_FD);
     if (r == 0)
-        r = add_option(args, "-chardev", chardev);
+        r = add_monitor(args, "understudy-qmp", QMP_LISTEN_FD);
     if (r == 0)
-        r = add_option(args, "-mon", "chardev=understudy-qmp,mode=control");
+        r = add_monitor(args, "understudy-stop", STOP_LISTEN_FD);
     if (r == 0)
         r = launch->incoming ? add_option(args, "-incoming", "defer") : add(args, "-S");
     for (size_t i = 0; r == 0 && i < spec->n_qemu_args; i++)

@@ -21,6 +21,8 @@ enum {
     INITRD_FD = 7,
     FIRMWARE_FD = 8,
     ARGS_FDS_END = 9, /* from there on, those that it only keeps */
+    /* A second control socket, after those. */
+    STOP_LISTEN_FD = VM_KEPT_FD + VM_DISKS_MAX,
 };
 
 /* A NULL-terminated argument vector. */

@@ -31,7 +31,8 @@
 
 enum { SETTLE_POLL_MS = 5 };
 
-static int connect_qmp(struct hyp_vm *vm, struct err *err)
+static int connect_qmp(struct hyp_vm *vm, const char *path, const struct qmp_callbacks *callbacks,
+                       struct qmp **ret_qmp, struct err *err)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     CLEANUP_FD int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -39,13 +40,13 @@ static int connect_qmp(struct hyp_vm *vm, struct err *err)
 
     if (fd < 0)
         return err_sys(err, -errno, "socket");
-    if (strlen(vm->qmp_path) >= sizeof(address.sun_path))
-        return err_set(err, -ENAMETOOLONG, "%s: a socket's path has at most %zu bytes",
-                       vm->qmp_path, sizeof(address.sun_path) - 1);
-    strcpy(address.sun_path, vm->qmp_path);
+    if (strlen(path) >= sizeof(address.sun_path))
+        return err_set(err, -ENAMETOOLONG, "%s: a socket's path has at most %zu bytes", path,
+                       sizeof(address.sun_path) - 1);
+    strcpy(address.sun_path, path);
     if (FAULTY("hyp.attach", connect(fd, (struct sockaddr *)&address, sizeof(address))) < 0)
-        return err_sys(err, -errno, "%s", vm->qmp_path);
-    r = qmp_new(fd, &vm_qmp_callbacks, vm, &vm->qmp);
+        return err_sys(err, -errno, "%s", path);
+    r = qmp_new(fd, callbacks, vm, ret_qmp);
     if (r < 0)
         return err_sys(err, r, "QMP");
     (void)take_fd(&fd); /* the client has it */
@@ -108,10 +109,15 @@ static int attach(struct hyp_vm *vm, struct err *err)
 {
     unsigned int ms = vm->n_disks > 0 ? VM_ATTACH_DISKS_TIMEOUT_MS : VM_ATTACH_TIMEOUT_MS;
     const struct qmp_wait wait = {clock_now_ns() + ms * NS_PER_MS, vm->pidfd};
-    int r = connect_qmp(vm, err);
+    int r = connect_qmp(vm, vm->qmp_path, &vm_qmp_callbacks, &vm->qmp, err);
 
     if (r == 0)
         r = qmp_greet(vm->qmp, &wait, err);
+    /* A QEMU that an earlier version has launched has no such socket. */
+    if (r == 0 && access(vm->stop_path, F_OK) == 0)
+        r = connect_qmp(vm, vm->stop_path, &vm_stop_callbacks, &vm->stopper, err);
+    if (r == 0 && vm->stopper)
+        r = qmp_greet(vm->stopper, &wait, err);
     if (r == 0)
         r = settle(vm, &wait, err);
     fault_point("hyp.settled");

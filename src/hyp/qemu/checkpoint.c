@@ -164,7 +164,7 @@ int vm_arm(struct hyp_vm *vm)
     int fds[2], r;
 
     if (vm_save_ready(vm)) {
-        qmp_prepare(vm->qmp, "stop", "");
+        vm_save_arm(vm);
         return 0;
     }
     if (stream->fd >= 0)
@@ -368,7 +368,8 @@ void vm_checkpoint_timeout(struct hyp_vm *vm)
 {
     static const char why[] = "QEMU did not complete the device state in time";
 
-    if (vm->phase == VM_CHECKPOINT && vm->n_disks > 0 && vm->migration == VM_MIGRATION_ACTIVE)
+    if (vm->phase == VM_CHECKPOINT &&
+        (vm->save.stopping || (vm->n_disks > 0 && vm->migration == VM_MIGRATION_ACTIVE)))
         vm_fail(vm, VM_LOST, why);
     else if (vm->phase == VM_CHECKPOINT)
         vm_checkpoint_fail(vm, why);

@@ -188,6 +188,7 @@ static void on_qmp_event(void *user, const char *name, const json_t *data, uint6
         if (vm->phase == VM_CHECKPOINT && !vm->timing.stop_ns) {
             vm->timing.stop_ns = at_ns > vm->order_ns ? at_ns - vm->order_ns : 1;
             vm_stopped(vm);
+            vm_save_stopped(vm);
         }
     } else if (strcmp(name, "RESUME") == 0) {
         vm->running = true;
@@ -207,7 +208,7 @@ static void on_qmp_broken(void *user, int code, const char *why)
     struct hyp_vm *vm = user;
     char detail[300];
 
-    if (!vm->timer_source || vm->phase == VM_DYING) /* launch reports it; or it was expected */
+    if (!vm->timer_source || vm->phase >= VM_DYING) /* launch reports it; or it was expected */
         return;
     if (code == -ECONNRESET) { /* it is ending: its exit status will tell more, soon */
         vm_set_phase(vm, VM_DYING, why);
@@ -220,6 +221,16 @@ static void on_qmp_broken(void *user, int code, const char *why)
 
 const struct qmp_callbacks vm_qmp_callbacks = {
     .on_event = on_qmp_event,
+    .on_broken = on_qmp_broken,
+};
+
+/* Events come on all control sockets. */
+static void ignore_event(void *user, const char *name, const json_t *data, uint64_t at_ns)
+{
+}
+
+const struct qmp_callbacks vm_stop_callbacks = {
+    .on_event = ignore_event,
     .on_broken = on_qmp_broken,
 };
 
@@ -287,6 +298,10 @@ int vm_join_loop(struct hyp_vm *vm)
 {
     int r = qmp_attach(vm->qmp, vm->event);
 
+    if (r >= 0 && vm->stopper)
+        r = qmp_attach(vm->stopper, vm->event);
+    if (r >= 0 && vm->stopper) /* nothing urgent is said there */
+        r = qmp_set_priority(vm->stopper, SD_EVENT_PRIORITY_IDLE);
     if (r >= 0)
         r = sd_event_add_io(vm->event, &vm->exit_source, vm->pidfd, EPOLLIN, on_process_end, vm);
     if (r >= 0)
@@ -323,8 +338,10 @@ void vm_let_go(struct hyp_vm *vm)
     if (vm->pidfd >= 0)
         close(vm->pidfd);
     qmp_free(vm->qmp);
+    qmp_free(vm->stopper);
     free(vm->pid_path);
     free(vm->qmp_path);
+    free(vm->stop_path);
     free(vm->log_path);
     free(vm->ram_path);
     sd_event_unref(vm->event);
@@ -343,6 +360,7 @@ void vm_close(struct hyp_vm *vm)
             log_error("qemu: process %d does not end, even when killed", (int)vm->pid);
     }
     (void)unlink(vm->qmp_path); /* leftovers do no harm: a launch removes them first */
+    (void)unlink(vm->stop_path);
     (void)unlink(vm->pid_path);
     for (size_t i = 0; i < vm->n_nics; i++)
         (void)unlink(vm->hyp_paths[i]);

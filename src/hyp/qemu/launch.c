@@ -43,13 +43,15 @@ void vm_last_words(const char *log_path, char *ret_line, size_t n)
     }
 }
 
-/* Makes the control socket and connects to it, before QEMU exists: QEMU inherits the listening end
+/* Makes a control socket and connects to it, before QEMU exists: QEMU inherits the listening end
  * and answers when it is ready, so nobody has to wait for a file to appear. */
-static int make_qmp_socket(const char *path, int *ret_listener, int *ret_client, struct err *err)
+static int make_qmp(const char *path, const struct qmp_callbacks *callbacks, struct hyp_vm *vm,
+                    int *ret_listener, struct qmp **ret_qmp, struct err *err)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     CLEANUP_FD int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     CLEANUP_FD int client = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    int r;
 
     if (listener < 0 || client < 0)
         return err_sys(err, -errno, "socket");
@@ -63,8 +65,11 @@ static int make_qmp_socket(const char *path, int *ret_listener, int *ret_client,
         chmod(path, S_IRUSR | S_IWUSR) < 0 || listen(listener, 1) < 0 ||
         connect(client, (struct sockaddr *)&address, sizeof(address)) < 0)
         return err_sys(err, -errno, "%s", path);
+    r = qmp_new(client, callbacks, vm, ret_qmp);
+    if (r < 0)
+        return err_sys(err, r, "QMP");
+    (void)take_fd(&client); /* the client has it */
     *ret_listener = take_fd(&listener);
-    *ret_client = take_fd(&client);
     return 0;
 }
 
@@ -121,11 +126,13 @@ int vm_new(const struct hyp_launch *launch, struct hyp_vm **ret_vm, struct err *
     vm->ram_path = strdup(launch->ram_path);
     if (asprintf(&vm->qmp_path, "%s/qmp.sock", launch->run_dir) < 0)
         vm->qmp_path = NULL;
+    if (asprintf(&vm->stop_path, "%s/stop.sock", launch->run_dir) < 0)
+        vm->stop_path = NULL;
     if (asprintf(&vm->log_path, "%s/qemu.log", launch->run_dir) < 0)
         vm->log_path = NULL;
     if (asprintf(&vm->pid_path, "%s/" VM_PID_FILE, launch->run_dir) < 0)
         vm->pid_path = NULL;
-    if (!vm->ram_path || !vm->qmp_path || !vm->log_path || !vm->pid_path)
+    if (!vm->ram_path || !vm->qmp_path || !vm->stop_path || !vm->log_path || !vm->pid_path)
         r = err_sys(err, -ENOMEM, "launch");
     else
         r = take_nic_paths(vm, launch, err);
@@ -220,7 +227,7 @@ static int start_process(struct hyp_vm *vm, const struct hyp_launch *launch, str
     const struct vm_spec *spec = launch->spec;
     CLEANUP(args_done) struct args args = {0};
     CLEANUP(start_fds_close) struct start_fds fds = {.log_fd = -1, .pid_fd = -1};
-    CLEANUP_FD int client = -1;
+    CLEANUP_FD int stop_listener = -1;
     struct spawn_order order = {
         .n_fds = ARGS_FDS_END - QMP_LISTEN_FD,
         .drop = launch->uid != geteuid() || launch->gid != getegid(),
@@ -235,15 +242,13 @@ static int start_process(struct hyp_vm *vm, const struct hyp_launch *launch, str
     if (r == 0)
         r = clear_nic_paths(vm, err);
     if (r == 0)
-        r = make_qmp_socket(vm->qmp_path, &fds.fd[QMP_LISTEN_FD], &client, err);
+        r = make_qmp(vm->qmp_path, &vm_qmp_callbacks, vm, &fds.fd[QMP_LISTEN_FD], &vm->qmp, err);
+    if (r == 0)
+        r = make_qmp(vm->stop_path, &vm_stop_callbacks, vm, &stop_listener, &vm->stopper, err);
     if (r == 0)
         r = open_start_fds(vm, launch, &fds, err);
     if (r < 0)
         return r;
-    r = qmp_new(client, &vm_qmp_callbacks, vm, &vm->qmp);
-    if (r < 0)
-        return err_sys(err, r, "QMP");
-    (void)take_fd(&client); /* the client has it */
     order.argv = args.v;
     order.output_fd = fds.log_fd;
     order.pid_fd = fds.pid_fd;
@@ -251,6 +256,9 @@ static int start_process(struct hyp_vm *vm, const struct hyp_launch *launch, str
         order.fds[i].fd = fds.fd[QMP_LISTEN_FD + i];
     for (uint32_t i = 0; launch->disk_listeners && i < spec->n_disks; i++)
         order.fds[order.n_fds++].fd = launch->disk_listeners[i];
+    while (order.n_fds < STOP_LISTEN_FD - QMP_LISTEN_FD)
+        order.fds[order.n_fds++].fd = -1;
+    order.fds[order.n_fds++].fd = stop_listener;
     order.fds[KERNEL_FD - QMP_LISTEN_FD].readable = spec->kernel;
     order.fds[INITRD_FD - QMP_LISTEN_FD].readable = spec->initrd;
     order.fds[FIRMWARE_FD - QMP_LISTEN_FD].readable = spec->firmware;
@@ -292,7 +300,7 @@ int vm_prepare(struct hyp_vm *vm, const struct qmp_wait *wait, struct err *err)
         r = qmp_call(vm->qmp, setup[i].command, setup[i].arguments, -1, wait, NULL, err);
     if (r == 0)
         r = check_blockers(vm, wait, err);
-    if (r == 0)
+    if (r == 0 && vm->stopper)
         vm_save_prepare(vm, wait);
     if (r == 0 && vm->incoming)
         r = vm_prepare_restore(vm, wait, err);
@@ -323,6 +331,8 @@ int vm_launch(const struct hyp_launch *launch, struct hyp_vm **ret_vm, struct er
         wait.deadline_ns = clock_now_ns() + VM_LAUNCH_TIMEOUT_MS * NS_PER_MS;
         wait.pidfd = vm->pidfd;
         r = qmp_greet(vm->qmp, &wait, err);
+        if (r == 0)
+            r = qmp_greet(vm->stopper, &wait, err);
         if (r == 0)
             r = vm_prepare(vm, &wait, err);
         if (r == -ESRCH || r == -ENOTCONN) { /* it has ended */

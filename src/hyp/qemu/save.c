@@ -19,6 +19,11 @@
  * migration: there is no thread to be made, no dirty logging to be switched
  * on and off, the disks are not given up and taken again, and QEMU never waits for us.
  *
+ * QEMU reads its control sockets byte by byte, at several system calls each, so both orders are
+ * typed ahead, less their last byte; for that, the one to stop has a socket of its own. QEMU takes
+ * orders from several sockets in no certain sequence: the second one is given when the first is
+ * being carried out (event STOP).
+ *
  * What it writes is a migration stream that lacks what comes before the devices: the machine's
  * name, and the memories of QEMU that are not the guest's RAM. That is the base. It is learnt from
  * a checkpoint by migration, which is followed, in the same pause, by one of this kind: that must
@@ -173,12 +178,14 @@ void vm_save_forget(struct hyp_vm *vm)
     vm->save.learn_tries = 0;
 }
 
+static const char save_command[] = "xen-save-devices-state";
+
 static int order_save(struct hyp_vm *vm, qmp_reply_fn *fn)
 {
     /* QEMU empties the file, but writes on where it was: its descriptor is a copy of this one. */
     if (lseek(vm->save.writer, 0, SEEK_SET) < 0)
         return -errno;
-    return qmp_send(vm->qmp, "xen-save-devices-state", vm->save.arguments, -1, fn, vm);
+    return qmp_send(vm->qmp, save_command, vm->save.arguments, -1, fn, vm);
 }
 
 /* Reads what was saved to where the devices belong. Returns its length without the header; 0: it is
@@ -195,13 +202,17 @@ static void on_stopped(void *user, const json_t *ret, const char *error)
 {
     struct hyp_vm *vm = user;
 
-    if (vm->phase != VM_CHECKPOINT || error)
+    if (--vm->save.stops_due > 0)
         return;
-    if (!vm->timing.stop_ns) { /* a guest that sleeps: QEMU does not say STOP */
-        vm->timing.stop_ns = clock_now_ns() - vm->order_ns;
-        vm_stopped(vm);
-    }
-    vm->timing.drain_ns = clock_now_ns() - vm->order_ns - vm->timing.stop_ns;
+    qmp_drain(vm->qmp); /* the event came before */
+    if (vm->phase != VM_CHECKPOINT || !vm->save.stopping)
+        return;
+    /* There was none: a guest that sleeps. */
+    vm->save.stopping = false;
+    vm->timing.stop_ns = clock_now_ns() - vm->order_ns;
+    vm_stopped(vm);
+    vm_save_forget(vm);
+    vm_migrate(vm);
 }
 
 /* The tables are as they were when the base was learnt. */
@@ -237,17 +248,33 @@ static void on_saved(void *user, const json_t *ret, const char *error)
     }
 }
 
+void vm_save_arm(struct hyp_vm *vm)
+{
+    qmp_prepare(vm->stopper, "stop", "");
+    qmp_prepare(vm->qmp, save_command, vm->save.arguments);
+}
+
 int vm_save(struct hyp_vm *vm)
 {
-    int r = qmp_send(vm->qmp, "stop", "", -1, on_stopped, vm);
+    int r = qmp_send(vm->stopper, "stop", "", -1, on_stopped, vm);
 
-    if (r < 0)
-        return r;
-    r = order_save(vm, on_saved);
-    if (r == 0 && vm->n_disks > 0)
+    vm->save.stopping = r == 0;
+    vm->save.stops_due += r == 0;
+    return r;
+}
+
+void vm_save_stopped(struct hyp_vm *vm)
+{
+    if (!vm->save.stopping)
+        return;
+    vm->save.stopping = false;
+    if (order_save(vm, on_saved) < 0) {
+        vm_checkpoint_fail(vm, "QEMU does not take orders");
+        return;
+    }
+    if (vm->n_disks > 0)
         vm_ask_flushes(vm);
     qmp_prepare(vm->qmp, "cont", "");
-    return r;
 }
 
 /* ---- learning ---- */

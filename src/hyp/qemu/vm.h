@@ -102,6 +102,8 @@ struct vm_save {
     size_t n_base;                        /* bytes before the devices; 0: not learnt */
     uint8_t tables[VM_SAVE_TABLES_BYTES]; /* the section "acpi_build" from its name on */
     size_t tables_at;                     /* where that is, from the end; 0: it has none */
+    bool stopping;                        /* ordered, and the order to write waits for the vCPUs */
+    unsigned int stops_due;               /* replies */
     bool learnable;                       /* from the migration that is under way */
     unsigned int learn_tries;             /* in vain */
 };
@@ -131,7 +133,7 @@ struct hyp_vm {
     uint64_t ram_bytes;
     char *ram_path;
     char *log_path;
-    char *qmp_path;
+    char *qmp_path, *stop_path;
     char *pid_path;
     char hyp_paths[VM_NICS_MAX][sizeof(((struct hyp_nic_paths *)0)->hyp_path)];
     size_t n_nics;
@@ -141,6 +143,7 @@ struct hyp_vm {
     int pidfd;    /* -1: no process */
     bool adopted; /* not our child: its exit status is not ours to know */
     struct qmp *qmp;
+    struct qmp *stopper; /* takes the order to stop alone; NULL: this QEMU has none (save.c) */
     struct dirty *dirty; /* NULL: not tracked */
     sd_event_source *exit_source;
     sd_event_source *timer_source;
@@ -195,7 +198,7 @@ void vm_kill_because(struct hyp_vm *vm, enum hyp_exit how, const char *detail);
 void vm_close(struct hyp_vm *vm);
 /* As vm_close(), but leaves the process and its files as they are. */
 void vm_let_go(struct hyp_vm *vm);
-extern const struct qmp_callbacks vm_qmp_callbacks;
+extern const struct qmp_callbacks vm_qmp_callbacks, vm_stop_callbacks;
 
 /* launch.c */
 int vm_launch(const struct hyp_launch *launch, struct hyp_vm **ret_vm,
@@ -239,8 +242,12 @@ void vm_save_done(struct vm_save *save);
 void vm_save_prepare(struct hyp_vm *vm, const struct qmp_wait *wait);
 /* The next checkpoint can go that way. */
 bool vm_save_ready(const struct hyp_vm *vm);
+/* Types the orders ahead. */
+void vm_save_arm(struct hyp_vm *vm);
 /* Orders it. */
 int vm_save(struct hyp_vm *vm) US_MUST_CHECK;
+/* The vCPUs stand still. */
+void vm_save_stopped(struct hyp_vm *vm);
 /* What was learnt does not hold any more. */
 void vm_save_forget(struct hyp_vm *vm);
 /* A migration is complete: learns from it, and ends the checkpoint then. False: nothing to learn.
