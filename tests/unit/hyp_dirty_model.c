@@ -191,7 +191,7 @@ static struct dirty *track(struct world *w, unsigned way)
         .sync_fd = -1,
         .n_threads = 2,
     };
-    struct dirty *d;
+    struct dirty *d = NULL;
     struct err err;
 
     if ((way & DIRTY_ASYNC &&
