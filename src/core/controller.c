@@ -215,6 +215,7 @@ void controller_link(struct controller *c, uint64_t round_trip_ns, uint64_t now)
     c->trip_begun_ns = now;
     c->bytes_per_s = 0;
     c->n_in_flight = 0;
+    c->hot_windows = 0;
 }
 
 uint64_t controller_deadline(const struct controller *c, const struct controller_input *in,

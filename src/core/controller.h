@@ -116,7 +116,8 @@ struct controller {
 
 void controller_init(struct controller *c, const struct controller_params *params, uint64_t now_ns);
 
-/* A link was made, and its round trip measured. */
+/* A link was made, and its round trip measured (0: is not known). What was learnt of another one is
+ * forgotten, also that it was outrun. */
 void controller_link(struct controller *c, uint64_t round_trip_ns, uint64_t now_ns);
 
 /* True when an epoch should be cut now. */

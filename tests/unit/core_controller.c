@@ -385,6 +385,7 @@ static void check_burst(struct model *m)
 static void check_slow_link(struct model *m)
 {
     struct load slow = compile;
+    struct controller other;
 
     slow.ns = 30 * S;
     slow.carries = 40000000;
@@ -396,6 +397,10 @@ static void check_slow_link(struct model *m)
     assert_in_range(m->most_bytes, 1 << 20, 10 << 20);
     assert_in_range(percentile(m->latency_us, m->answers, 99), 1, 250000);
     assert_true(m->outrun);
+    assert_true(controller_outrun(&m->c, m->now));
+    other = m->c;
+    controller_link(&other, MS, m->now);
+    assert_false(controller_outrun(&other, m->now)); /* another link was not outrun */
 }
 
 /* The link is fast again: epochs may be as large as memory permits. */
