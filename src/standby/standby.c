@@ -275,7 +275,7 @@ static int on_timer(sd_event_source *source, uint64_t usec, void *user)
 {
     struct standby_shell *s = user;
 
-    if (clock_now_ns() >= standby_deadline(&s->core))
+    if (s->serving && clock_now_ns() >= standby_deadline(&s->core))
         standby_simple_event(s, SEV_TIMER);
     return 0;
 }
