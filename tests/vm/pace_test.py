@@ -34,6 +34,13 @@ def protected(name, **options):
         yield lab
 
 
+def protect_anew(lab):
+    """Over a new connection, which knows the cable as it is now."""
+    lab.must("hosta", "unprotect", "web")
+    lab.wait_state("hosta", "solo", 20)
+    lab.must("hosta", "protect", "web", "--to", "hostb")
+
+
 def latency(lab, connections, seconds=5):
     """Of an otherwise idle guest: p50 and p99 in ms, and the most epochs that were seen in flight."""
     ledger = Ledger(lab, interval_ms=10, seconds=seconds, connections=connections, gap_ms=1000)
@@ -51,10 +58,7 @@ def long_link():
     with protected("long", keeper_mib=16, keeper_rate=0) as lab:
         near, near_p99, _ = latency(lab, 1)
         with cable(lab, "--delay", f"{TRIP_MS // 2}ms"):
-            lab.must("hosta", "unprotect", "web")  # so that the new link's round trip is measured
-            lab.wait_state("hosta", "solo", 20)
-            lab.must("hosta", "protect", "web", "--to", "hostb")
-            lab.wait_state("hosta", "protected", 60)
+            protect_anew(lab)
             far, far_p99, most = latency(lab, 8)
             pace = lab.status("hosta")["pace"]
         text = (f"# near: p50 {near:.1f}, p99 {near_p99:.1f} ms; over {TRIP_MS} ms: p50 {far:.1f},"
@@ -78,6 +82,7 @@ def throughput():
     rate = 100e6 / 8
     with protected("wide", keeper_mib=64, keeper_rate=0) as lab:
         with cable(lab, "--delay", f"{TRIP_MS // 2}ms", "--rate", "100m", "--queue", "2000000"):
+            protect_anew(lab)
             lab.guest_ask(KEEPER_PORT, "RATE 400")
             wait_for("the guest to be held back",
                      lambda: lab.status("hosta")["pace"]["held_pct"] > 10, 30)
