@@ -5,10 +5,12 @@
 
 #include "wire/msg.h"
 
+/* How fast old figures fade: each is worth so much less, in parts of it, than the one after it. */
 enum {
-    FADE = 8, /* messages: each is worth an eighth less than the one after it */
-    FADE_WRITE =
-        32, /* writes, likewise: one that waits for the link comes after many that do not */
+    FADE = 8,        /* of messages */
+    FADE_TRY = 2,    /* of compressors that are only tried: seldom, so soon out of date */
+    FADE_EPOCH = 16, /* of epochs */
+    FADE_WRITE = 32, /* of writes: one that waits for the link comes after many that do not */
 };
 
 /* What a change of level has to save, of what it costs. */
@@ -45,16 +47,23 @@ static double total(struct cost cost)
     return cost.time + cost.bytes;
 }
 
-/* Infinite when it is not known. */
+/* Most epochs wait. */
+static bool behind(const struct effort *e)
+{
+    return known(&e->waiting) && get(&e->waiting) > 0.5;
+}
+
+/* Infinite when it is not known, or not wanted. */
 static struct cost cost_of(const struct effort *e, enum effort_level level)
 {
     double price = known(&e->write_ns) ? get(&e->write_ns) : 0;
 
-    if (!e->behind && price < EFFORT_IDLE_NS_PER_BYTE)
+    if (!behind(e) && price < EFFORT_IDLE_NS_PER_BYTE)
         price = EFFORT_IDLE_NS_PER_BYTE;
-    if (level == EFFORT_RAW)
+    if (level == EFFORT_RAW && behind(e))
         return (struct cost){0, WIRE_PAGE_BYTES * price};
-    if (!known(&e->body_ns) || (level >= EFFORT_LZ4 && !known(&e->packed[level])))
+    if (level == EFFORT_RAW || !known(&e->body_ns) ||
+        (level >= EFFORT_LZ4 && !known(&e->packed[level])))
         return (struct cost){INFINITY, INFINITY};
     if (level == EFFORT_DELTA)
         return (struct cost){get(&e->body_ns), get(&e->body_bytes) * price};
@@ -115,8 +124,10 @@ static void learn(struct effort *e, const struct effort_sample *s)
     add(&e->body_bytes, s->n_body, s->n_pages, FADE);
     for (int i = EFFORT_LZ4; i < EFFORT_LEVELS; i++)
         if (s->packed[i]) {
-            add(&e->pack_ns[i], (double)s->pack_ns[i], s->n_pages, FADE);
-            add(&e->packed[i], s->n_packed[i], s->n_pages, FADE);
+            double fade = e->level == (enum effort_level)i ? FADE : FADE_TRY;
+
+            add(&e->pack_ns[i], (double)s->pack_ns[i], s->n_pages, fade);
+            add(&e->packed[i], s->n_packed[i], s->n_pages, fade);
         }
 }
 
@@ -132,7 +143,7 @@ bool effort_sample(struct effort *e, const struct effort_sample *sample)
         e->stay--;
     if (e->trial > 0)
         return --e->trial == 0 && decide(e);
-    if (e->level == EFFORT_RAW && e->until_try == 0) {
+    if (e->level == EFFORT_RAW && (e->until_try == 0 || !behind(e))) {
         e->level = EFFORT_DELTA;
         e->trial = EFFORT_TRIAL;
         e->until_try = EFFORT_TRY_EVERY;
@@ -146,7 +157,7 @@ void effort_written(struct effort *e, uint64_t n_bytes, uint64_t ns)
     add(&e->write_ns, (double)ns, (double)n_bytes, FADE_WRITE);
 }
 
-void effort_behind(struct effort *e, bool behind)
+void effort_epoch(struct effort *e, bool another_waits)
 {
-    e->behind = behind;
+    add(&e->waiting, another_waits, 1, FADE_EPOCH);
 }

@@ -12,15 +12,16 @@
  * took and yielded, so that the levels below the present one are known from it as well: they leave
  * parts out. Compressors that the present level does not use are tried now and then on what is to
  * be sent anyway: that costs time, and changes no byte. At EFFORT_RAW nothing is known of pages any
- * more, so from there, now and then, comes a trial of some messages at EFFORT_DELTA.
+ * more, so from there, now and then, comes a trial of some messages at EFFORT_DELTA; at once when
+ * the sender keeps up, for then that level has no use.
  *
  * A byte costs what writing has taken of late. But writing into a socket that has room is quick
  * whatever the link is like, and links are shared: while the sender keeps up, a byte costs at least
- * EFFORT_IDLE_NS_PER_BYTE, so that time that nobody waits for is spent on it. When epochs wait for
- * the sender, time is what counts.
+ * EFFORT_IDLE_NS_PER_BYTE, so that time that nobody waits for is spent on it. When most epochs
+ * wait for the sender, time is what counts.
  *
- * Figures are sums that fade with each message. A level is left only when what that saves is at least
- * a fifth more than what it costs, and not before EFFORT_STAY messages. */
+ * Figures are sums that fade with each message. A level is left only when what that saves is at
+ * least a fifth more than what it costs, and not before EFFORT_STAY messages. */
 
 enum effort_level {
     EFFORT_RAW,   /* zero pages, and whole ones */
@@ -31,9 +32,9 @@ enum effort_level {
 };
 
 enum {
-    EFFORT_IDLE_NS_PER_BYTE = 20, /* a link of 400 Mbit/s */
+    EFFORT_IDLE_NS_PER_BYTE = 40, /* a link of 200 Mbit/s */
     EFFORT_STAY = 32,             /* messages */
-    EFFORT_TRY_EVERY = 64,        /* messages between two tries of compressors not in use */
+    EFFORT_TRY_EVERY = 32,        /* messages between two tries of compressors not in use */
     EFFORT_TRIAL_EVERY = 256,     /* messages at EFFORT_RAW before a trial */
     EFFORT_TRIAL = 16,            /* messages of a trial */
 };
@@ -56,10 +57,10 @@ struct effort_rate {
 struct effort {
     enum effort_level level;
     bool fixed;    /* stays at its level */
-    bool behind;   /* epochs wait */
     uint32_t stay; /* messages until the level may be left */
     uint32_t until_try;
     uint32_t trial; /* messages left of a trial of EFFORT_DELTA; it ends in a decision */
+    struct effort_rate waiting;                /* epochs that wait, per epoch */
     struct effort_rate write_ns;               /* per byte */
     struct effort_rate body_ns, body_bytes;    /* per page, at EFFORT_DELTA and above */
     struct effort_rate pack_ns[EFFORT_LEVELS]; /* per page: LZ4, ZSTD */
@@ -79,7 +80,7 @@ bool effort_sample(struct effort *e, const struct effort_sample *sample);
 /* So many bytes were written. */
 void effort_written(struct effort *e, uint64_t n_bytes, uint64_t ns);
 
-/* Whether more epochs wait than the one in work. */
-void effort_behind(struct effort *e, bool behind);
+/* An epoch was encoded; another one that is whole waits already, or none does. */
+void effort_epoch(struct effort *e, bool another_waits);
 
 #endif

@@ -374,7 +374,7 @@ static struct step next_step(struct sender *s)
     } else if (job && job->ended) {
         step.kind = STEP_END;
         s->report.encoded_epoch = job->epoch;
-        effort_behind(&s->effort, s->n_jobs > 1);
+        effort_epoch(&s->effort, s->n_jobs > 1 && job_at(s, 1)->ended);
     } else if (s->n_out) {
         step.kind = STEP_FLUSH;
     }

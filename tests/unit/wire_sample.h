@@ -11,7 +11,7 @@ enum { SAMPLE_BUF_BYTES = WIRE_HEADER_BYTES + WIRE_PAYLOAD_MAX, SAMPLE_TYPES = 1
 
 extern const uint16_t sample_types[SAMPLE_TYPES]; /* all that there are */
 extern uint8_t *sample_buf;                       /* SAMPLE_BUF_BYTES: what was encoded last */
-extern uint8_t sample_bulk[PAGE_BODY_BYTES];   /* arbitrary bytes */
+extern uint8_t sample_bulk[PAGE_BODY_BYTES];      /* arbitrary bytes */
 
 /* Group fixtures: the buffers above. */
 int sample_setup(void **state);
