@@ -9,11 +9,10 @@
 #include <unistd.h>
 
 #include "base/fault.h"
+#include "guard/encoding.h"
 #include "io/clock.h"
 #include "io/lock.h"
 #include "io/thread.h"
-#include "wire/page_encoder.h"
-#include "wire/pages.h"
 
 /* Theory of operation. The guard's main thread appends to a ring of jobs, one job per epoch; the
  * sender's thread takes the front job apart in steps: begin, each chunk, disk records, state, end,
@@ -29,13 +28,12 @@
 enum {
     FLUSH_BYTES = 256 * 1024, /* written when the buffer holds so much */
     OUT_BYTES = FLUSH_BYTES + WIRE_HEADER_BYTES + WIRE_PAYLOAD_MAX,
-    SCRATCH_BYTES = PAGE_BODY_BYTES,
     RAW_STREAK_MAX = 32,
 };
 
 static_assert((int)STAGE_CHUNK_PAGES <= (int)WIRE_PAGES_PER_MSG, "a chunk fits one message");
-static_assert((int)WIRE_STATE_PER_MSG <= (int)SCRATCH_BYTES, "and so does a piece of state");
-static_assert((int)WIRE_DISK_PIECE_BYTES <= (int)SCRATCH_BYTES, "and so do disk records");
+static_assert((int)WIRE_STATE_PER_MSG <= (int)PAGE_BODY_BYTES, "and so does a piece of state");
+static_assert((int)WIRE_DISK_PIECE_BYTES <= (int)PAGE_BODY_BYTES, "and so do disk records");
 static_assert((int)DISK_DATA_MAX <= (int)WIRE_DISK_PIECE_BYTES, "a record is one piece");
 
 struct job {
@@ -60,13 +58,6 @@ struct step {
     struct stage_chunk *chunk; /* STEP_CHUNK */
 };
 
-/* Device state as the standby has it: what the next one is told against. */
-struct sent_state {
-    char format[WIRE_FORMAT_BYTES];
-    uint8_t *bytes;
-    uint64_t n, room; /* bytes used, 0 = there is none; and allocated */
-};
-
 /* What a step has cost and yielded. */
 struct yield {
     uint64_t wire_bytes, encode_ns, write_ns;
@@ -75,7 +66,6 @@ struct yield {
 
 struct sender {
     struct stage_pool *pool;
-    struct sender_options options;
     int notify_fd;
     pthread_t thread;
     pthread_mutex_t lock;
@@ -90,13 +80,9 @@ struct sender {
     struct sender_report report;
 
     /* thread only (and attach, which finds the thread idle) */
-    uint8_t *out, *body, *scratch;
+    uint8_t *out;
     size_t n_out;
-    struct page_encoder *encoder;
-    struct packer *packer;
-    struct effort effort;
-    struct sent_state sent; /* of the epoch before, if it had any */
-    struct epoch_digest *digest;
+    struct encoding encoding;
     uint64_t n_pages, n_disk_pieces; /* of the epoch in work */
     unsigned raw_streak, raw_left; /* disk writes that did not compress in a row; not to be tried */
     struct wire_msg msg;
@@ -133,7 +119,7 @@ static int flush(struct sender *s, struct yield *yield)
 
     start = clock_now_ns() - start;
     yield->write_ns += start;
-    effort_written(&s->effort, s->n_out, start);
+    effort_written(&s->encoding.effort, s->n_out, start);
     if (rc == 0)
         yield->wire_bytes += s->n_out;
     s->n_out = 0;
@@ -156,8 +142,7 @@ static int put_msg(struct sender *s, uint16_t type, uint64_t epoch, struct yield
 
 static int put_begin(struct sender *s, const struct job *job, struct yield *yield)
 {
-    epoch_digest_reset(s->digest);
-    page_encoder_begin(s->encoder, job->epoch, job->pair_term != 0);
+    encoding_begin(&s->encoding, job->epoch, job->pair_term == 0);
     s->n_pages = s->n_disk_pieces = 0;
     fault_point("guard.send-begin");
     s->msg.u.epoch_begin = (struct wire_epoch_begin){
@@ -167,56 +152,18 @@ static int put_begin(struct sender *s, const struct job *job, struct yield *yiel
     return put_msg(s, WIRE_EPOCH_BEGIN, job->epoch, yield);
 }
 
-/* Compresses the body in every way that is to be tried; what is sent comes last, and its bytes are
- * in the scratch memory then. */
-static void pack_body(struct sender *s, struct wire_pages *pages, struct effort_sample *sample)
-{
-    static const enum wire_encoding encodings[EFFORT_LEVELS] = {
-        [EFFORT_LZ4] = WIRE_ENC_LZ4, [EFFORT_ZSTD] = WIRE_ENC_ZSTD};
-    enum effort_level level = s->effort.level;
-
-    pages->encoding = WIRE_ENC_RAW;
-    pages->n_bytes = pages->n_body;
-    pages->bytes = s->body;
-    for (int i = 1; i <= EFFORT_LEVELS; i++) {
-        enum effort_level way = (enum effort_level)((level + (unsigned)i) % EFFORT_LEVELS);
-        uint64_t start = clock_now_ns();
-        uint32_t n;
-
-        if (!effort_tries(&s->effort, way))
-            continue;
-        n = pack(s->packer, encodings[way], s->body, pages->n_body, s->scratch);
-        sample->packed[way] = true;
-        sample->pack_ns[way] = clock_now_ns() - start;
-        sample->n_packed[way] = n ? n : pages->n_body;
-        if (n && way == level) {
-            pages->encoding = encodings[way];
-            pages->n_bytes = n;
-            pages->bytes = s->scratch;
-        }
-    }
-}
-
 static int put_chunk(struct sender *s, const struct job *job, const struct stage_chunk *chunk,
                      struct yield *yield)
 {
     struct wire_pages *pages = &s->msg.u.pages;
-    struct effort_sample sample = {.n_pages = chunk->n_pages};
     uint64_t start = clock_now_ns();
 
     if (chunk->n_pages == 0)
         return 0;
-    pages->n = chunk->n_pages;
-    pages->n_body = sample.n_body =
-        page_encoder_body(s->encoder, chunk->number, chunk->bytes, chunk->n_pages,
-                          s->effort.level > EFFORT_RAW, s->digest, s->body, yield->pages);
-    sample.body_ns = clock_now_ns() - start;
-    pack_body(s, pages, &sample);
+    encoding_pages(&s->encoding, chunk, pages, yield->pages);
     yield->encode_ns += clock_now_ns() - start;
     yield->page_wire_bytes += pages->n_bytes;
     s->n_pages += chunk->n_pages;
-    if (effort_sample(&s->effort, &sample) && s->effort.level == EFFORT_RAW)
-        page_encoder_forget(s->encoder);
     return put_msg(s, WIRE_PAGES, job->epoch, yield);
 }
 
@@ -228,7 +175,7 @@ static void encode_piece(struct sender *s, const struct disk_record *rec, const 
     if (rec->kind == DISK_WRITE && s->raw_left) {
         s->raw_left--;
     } else if (rec->kind == DISK_WRITE) {
-        disk_piece_encode(s->packer, data, rec->n_data, out, piece);
+        disk_piece_encode(s->encoding.packer, data, rec->n_data, out, piece);
         s->raw_streak = piece->encoding == WIRE_ENC_RAW ? s->raw_streak + 1 : 0;
         s->raw_left = s->raw_streak < RAW_STREAK_MAX ? s->raw_streak : RAW_STREAK_MAX;
         return;
@@ -263,8 +210,8 @@ static int put_disk(struct sender *s, struct job *job, struct yield *yield)
             .offset = rec.offset,
             .n_range = rec.n_bytes,
         };
-        encode_piece(s, &rec, data, s->scratch + used, piece);
-        epoch_digest_disk(s->digest, piece, data, rec.n_data);
+        encode_piece(s, &rec, data, s->encoding.scratch + used, piece);
+        epoch_digest_disk(s->encoding.digest, piece, data, rec.n_data);
         used += rec.n_data;
         job->disk_at = at;
         disk->n++;
@@ -274,39 +221,20 @@ static int put_disk(struct sender *s, struct job *job, struct yield *yield)
     return disk->n ? put_msg(s, WIRE_DISK, job->epoch, yield) : 0;
 }
 
-/* How device state goes: it is small, so it is compressed at any level but the lowest. */
-static enum wire_encoding state_encoding(const struct sender *s)
-{
-    return s->options.raw                   ? WIRE_ENC_RAW
-           : s->effort.level == EFFORT_ZSTD ? WIRE_ENC_ZSTD
-                                            : WIRE_ENC_LZ4;
-}
-
 static int put_state(struct sender *s, const struct job *job, struct yield *yield)
 {
-    bool delta =
-        !s->options.raw && s->sent.n == job->n_state && strcmp(s->sent.format, job->format) == 0;
+    struct wire_state *piece = &s->msg.u.state;
     uint64_t start = clock_now_ns();
     int rc = 0;
 
     fault_point("guard.send-state");
-    epoch_digest_state(s->digest, job->state, job->n_state);
-    for (uint64_t at = 0; at < job->n_state && rc == 0;) {
-        struct wire_state *piece = &s->msg.u.state;
-        uint64_t left = job->n_state - at;
-        uint32_t n = left < WIRE_STATE_PER_MSG ? (uint32_t)left : (uint32_t)WIRE_STATE_PER_MSG;
-
-        *piece = (struct wire_state){.total = job->n_state, .offset = at, .delta = delta};
-        memcpy(piece->format, job->format, sizeof(piece->format));
-        if (delta)
-            state_xor(s->body, job->state + at, s->sent.bytes + at, n);
-        state_piece_encode(s->packer, state_encoding(s), delta ? s->body : job->state + at, n,
-                           s->scratch, piece);
+    epoch_digest_state(s->encoding.digest, job->state, job->n_state);
+    for (uint64_t at = 0; at < job->n_state && rc == 0; at += piece->n_raw) {
+        encoding_state(&s->encoding, job->format, job->state, job->n_state, at, piece);
         yield->state_wire_bytes += piece->n_bytes;
         yield->encode_ns += clock_now_ns() - start;
         rc = put_msg(s, WIRE_STATE, job->epoch, yield);
         start = clock_now_ns();
-        at += n;
     }
     return rc;
 }
@@ -319,7 +247,7 @@ static int put_end(struct sender *s, const struct job *job, struct yield *yield)
     *end = (struct wire_epoch_end){.n_pages = s->n_pages,
                                    .n_disk_pieces = s->n_disk_pieces,
                                    .n_state_bytes = job->state_ready ? job->n_state : 0};
-    epoch_digest_get(s->digest, end->digest);
+    epoch_digest_get(s->encoding.digest, end->digest);
     fault_point("guard.send-end");
     rc = put_msg(s, WIRE_EPOCH_END, job->epoch, yield);
     return rc == 0 && s->n_out ? flush(s, yield) : rc;
@@ -374,7 +302,7 @@ static struct step next_step(struct sender *s)
     } else if (job && job->ended) {
         step.kind = STEP_END;
         s->report.encoded_epoch = job->epoch;
-        effort_epoch(&s->effort, s->n_jobs > 1 && job_at(s, 1)->ended);
+        effort_epoch(&s->encoding.effort, s->n_jobs > 1 && job_at(s, 1)->ended);
     } else if (s->n_out) {
         step.kind = STEP_FLUSH;
     }
@@ -396,13 +324,13 @@ static void report_yield(struct sender_report *report, const struct yield *yield
  * the one before is the job's. */
 static void keep_state(struct sender *s, struct job *job)
 {
-    struct sent_state was = s->sent;
+    struct sent_state state = {
+        .bytes = job->state, .n = job->state_ready ? job->n_state : 0, .room = job->state_room};
 
-    s->sent = (struct sent_state){.bytes = job->state, .room = job->state_room};
-    s->sent.n = job->state_ready ? job->n_state : 0;
-    memcpy(s->sent.format, job->format, sizeof(s->sent.format));
-    job->state = was.bytes;
-    job->state_room = was.room;
+    memcpy(state.format, job->format, sizeof(state.format));
+    encoding_sent(&s->encoding, &state);
+    job->state = state.bytes;
+    job->state_room = state.room;
 }
 
 static void finish_step(struct sender *s, const struct step *step, int rc,
@@ -411,7 +339,7 @@ static void finish_step(struct sender *s, const struct step *step, int rc,
     bool news = rc != 0 || step->kind == STEP_CHUNK || step->kind == STEP_END;
 
     report_yield(&s->report, yield);
-    s->report.level = s->effort.level;
+    s->report.level = s->encoding.effort.level;
     if (step->kind == STEP_CHUNK) {
         s->report.page_bytes += (uint64_t)step->chunk->n_pages * STAGE_PAGE_BYTES;
         s->report.raw_bytes += (uint64_t)step->chunk->n_pages * STAGE_PAGE_BYTES;
@@ -557,8 +485,7 @@ int sender_attach(struct sender *s, struct transport *t)
     pthread_mutex_lock(&s->lock);
     s->transport = t;
     s->n_out = 0;
-    s->sent.n = 0;
-    page_encoder_forget(s->encoder);
+    encoding_forget(&s->encoding);
     s->report.sent_epoch = s->report.encoded_epoch = 0;
     s->report.error = 0;
     s->active = true;
@@ -598,14 +525,9 @@ static void sender_free(struct sender *s)
     pthread_cond_destroy(&s->idle);
     for (unsigned i = 0; s->jobs && i < s->max_jobs; i++)
         free(s->jobs[i].state);
-    page_encoder_free(s->encoder);
-    packer_free(s->packer);
-    epoch_digest_free(s->digest);
-    free(s->sent.bytes);
+    encoding_done(&s->encoding);
     free(s->jobs);
     free(s->out);
-    free(s->body);
-    free(s->scratch);
     free(s);
 }
 
@@ -621,20 +543,16 @@ int sender_new(struct stage_pool *pool, unsigned max_epochs, int notify_fd,
     pthread_cond_init(&s->wake, NULL);
     pthread_cond_init(&s->idle, NULL);
     s->pool = pool;
-    s->options = *options;
-    effort_init(&s->effort, options->raw ? EFFORT_RAW : EFFORT_LZ4, options->raw);
-    s->report.level = s->effort.level;
     s->notify_fd = notify_fd;
     s->max_jobs = max_epochs;
     s->jobs = calloc(max_epochs, sizeof(*s->jobs));
     s->out = malloc(OUT_BYTES);
-    s->body = malloc(PAGE_BODY_BYTES);
-    s->scratch = malloc(SCRATCH_BYTES);
-    s->encoder = page_encoder_new(options->raw ? 0 : options->delta_cache_bytes);
-    s->packer = packer_new();
-    s->digest = epoch_digest_new();
-    if (s->jobs && s->out && s->body && s->scratch && s->encoder && s->packer && s->digest)
+    if (s->jobs && s->out)
+        rc = encoding_init(&s->encoding, options->delta_cache_bytes, options->raw);
+    if (rc == 0) {
+        s->report.level = s->encoding.effort.level;
         rc = thread_start(&s->thread, "us-send", sender_thread, s);
+    }
     if (rc)
         sender_free(s);
     else
