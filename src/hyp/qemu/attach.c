@@ -21,6 +21,8 @@
  *     a checkpoint         its reader is gone. Either all of it fitted into the socket: then it
  *                          completes, and the VM stands still. Or writing fails, and QEMU rolls it
  *                          back: the VM runs if it ran before. It is not cancelled (checkpoint.c)
+ *     ... by saving        what was ordered and not begun is dropped; the VM stands still if it was
+ *                          stopped. The answer may come to us, and is dropped too (qmp_greet())
  *     cont, sent           carried out or not
  *     a restore            the state was all there, and the VM runs; or QEMU ends
  *

@@ -252,9 +252,8 @@ void vm_now_running(struct hyp_vm *vm)
 {
     vm->running = true;
     vm->incoming = false;
+    vm->arm_due = true; /* after the good news */
     vm_end(vm, VM_IDLE, VM_OUTCOME_RUNNING, "running");
-    if (vm_arm(vm) < 0)
-        log_warning("qemu: the next checkpoint is not prepared");
 }
 
 /* The event RESUME comes a bit before the vCPUs run, the reply to cont just after. */

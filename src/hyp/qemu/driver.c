@@ -138,9 +138,14 @@ static int on_report(sd_event_source *source, void *user)
     } else if (outcome == VM_OUTCOME_FLUSHES) {
         vm->callbacks->on_guest_flushes(vm->user, vm->flushes_known ? vm->flushes : NULL);
     } else if (outcome == VM_OUTCOME_RUNNING) {
+        report_soon(vm); /* to prepare the next checkpoint */
         vm->callbacks->on_running(vm->user);
     } else if (outcome == VM_OUTCOME_FAILURE) {
         vm->callbacks->on_failure(vm->user, vm->failure, vm->failure_running);
+    } else if (vm->arm_due && vm->phase == VM_IDLE) {
+        vm->arm_due = false;
+        if (vm_arm(vm) < 0)
+            log_warning("qemu: the next checkpoint is not prepared");
     }
     return 0;
 }

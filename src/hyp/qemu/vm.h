@@ -160,6 +160,7 @@ struct hyp_vm {
     enum vm_migration migration;
     bool was_running;
     bool stopped_due; /* on_stopped has to be called */
+    bool arm_due;     /* the next checkpoint has to be prepared */
     uint64_t order_ns;
     struct hyp_timing timing;
     struct vm_stream stream;
