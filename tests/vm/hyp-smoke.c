@@ -276,8 +276,9 @@ static void fail_some(struct vm *vm, struct vm *to, uint64_t n_bytes)
     (void)epoch(vm, to, n_bytes, false, true);
     check(true, "the next checkpoint works");
     memcpy(arguments, vm->hyp->save.arguments, sizeof(arguments));
+    run_loop_for(options.interval); /* the next order is typed now */
     strcpy(vm->hyp->save.arguments, "{\"live\":false,\"filename\":\"/nowhere/at/all\"}");
-    (void)epoch(vm, to, n_bytes, false, true); /* its order is typed already */
+    (void)epoch(vm, to, n_bytes, false, true);
     order(hyp_qemu.checkpoint(vm->hyp, &err), "checkpoint", &err);
     await(vm, FAILURE, "a checkpoint that cannot be saved");
     check(vm->failure_running, "the VM runs after it (%s)", vm->text);
