@@ -18,7 +18,7 @@
 #include "io/vm_json.h"
 #include "io/yamlfile.h"
 
-#define INTERVAL_MIN_DEFAULT_NS UINT64_C(5000000)
+#define INTERVAL_MIN_DEFAULT_NS UINT64_C(2000000)
 #define INTERVAL_MAX_DEFAULT_NS UINT64_C(500000000)
 
 /* The file as libcyaml fills it in: NULL or 0 where a key is missing. */

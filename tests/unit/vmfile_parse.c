@@ -33,7 +33,7 @@ static void test_defaults(void **state)
     assert_int_equal(s.n_disks, 0);
     assert_int_equal(s.protect.copy_rate_bytes, 0);
     assert_string_equal(s.protect.standby, "");
-    assert_int_equal(s.protect.interval_min_ns, 5000000);
+    assert_int_equal(s.protect.interval_min_ns, 2000000);
     assert_int_equal(s.protect.interval_max_ns, 500000000);
     assert_int_equal(s.protect.output, VM_OUTPUT_HOLD);
     assert_int_equal(s.protect.engine, VM_ENGINE_DEFAULT);
@@ -230,7 +230,7 @@ static const struct {
      "/etc/web.yaml:6: protect.interval: keys with values belong here (key: value)"},
     {HEAD "protect:\n  standby: hostb\n  interval:\n    min: 5\n",
      "/etc/web.yaml:7: protect.interval.min: \"5\" is not a time such as 5ms or 1s"},
-    {HEAD "protect:\n  standby: hostb\n  interval:\n    max: 4ms\n",
+    {HEAD "protect:\n  standby: hostb\n  interval:\n    max: 1ms\n",
      "/etc/web.yaml:6: protect.interval.min: longer than the longest interval"},
     {HEAD "protect:\n  standby: hostb\n  interval:\n    max: 60s\n",
      "/etc/web.yaml:7: protect.interval.max: not within 1ms to 10s"},
