@@ -38,8 +38,9 @@
  *
  * A guest that outruns the link is first cut less often: nothing new is begun while the way is
  * full. When half of what an epoch may hold is dirty, it is cut all the same, and held until the
- * way has room again: throttled to the speed of the link, 50 to 150 ms at a time. A guest that is held for 30 %
- * of the time or more for 10 s has outrun the link; the VM's file says what then (pace.c). */
+ * way has room again: throttled to the speed of the link, 50 to 150 ms at a time. A guest that is
+ * held for 30 % of the time or more for 10 s has outrun the link; the VM's file says what then
+ * (pace.c). */
 
 enum { CONTROLLER_IN_FLIGHT_MAX = 32 }; /* epochs: 5 ms apart over 150 ms */
 
