@@ -1,21 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "standby/receiver.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "base/fault.h"
 #include "io/lock.h"
 #include "io/thread.h"
-#include "wire/page.h"
-#include "wire/pages.h"
+#include "standby/pages.h"
 
 /* Theory of operation. The thread does one of two things, outside the lock: it reads the next epoch
  * (while there is a transport and no epoch is staged), or it applies the staged one (once ordered);
@@ -32,12 +29,6 @@
  * What a peer can send is bounded: messages by the protocol, pages by the staging pool, the device
  * state by WIRE_STATE_MAX. The pool's lock ranks below this one. */
 
-/* Marks, in a staged chunk, a page that is all zero; its bytes there are not set. */
-#define STAGED_ZERO (UINT64_C(1) << 63)
-
-static_assert(WIRE_PAGE_NUMBERS <= STAGED_ZERO, "the mark is no part of a page number");
-static_assert((int)STAGE_PAGE_BYTES == (int)WIRE_PAGE_BYTES, "pages are pages");
-
 struct device_state {
     char format[WIRE_FORMAT_BYTES]; /* "" = there is none */
     uint8_t *bytes;
@@ -47,9 +38,8 @@ struct device_state {
 /* An epoch on its way from the wire to the image. */
 struct staged_epoch {
     uint64_t epoch, term;
-    uint64_t n_pages, n_state;  /* received so far; n_state of state.n */
-    struct stage_chunk *chunks; /* oldest first; all but the newest are full */
-    struct stage_chunk *newest;
+    struct staged_pages pages;
+    uint64_t n_state; /* received so far, of state.n */
     struct device_state state;
     struct disk_log disk; /* until it is the applier's */
     uint64_t n_disk_pieces;
@@ -58,9 +48,6 @@ struct staged_epoch {
 enum work { WORK_NONE, WORK_READ, WORK_APPLY };
 
 struct receiver {
-    struct stage_pool *pool;
-    uint8_t *image;
-    uint64_t n_image_pages;
     struct receiver_disks disks; /* n_disks 0: none */
     int notify_fd;
     pthread_t thread;
@@ -77,17 +64,13 @@ struct receiver {
 
     /* thread only */
     struct staged_epoch in, staged;
-    uint8_t *touched; /* bit per image page: we have written it, so it may hold anything */
-    struct stage_chunk **staged_at; /* chunks of `in` by their places; as many as the pool has */
+    struct ram_image image;
     struct packer *packer;
-    uint8_t *payload, *piece, *body;
-    struct page_table table;
+    uint8_t *payload, *piece;
     bool seeding_known; /* on_seeding was called */
     struct epoch_digest *digest;
     struct wire_msg msg;
 };
-
-static const uint8_t zero_page[WIRE_PAGE_BYTES];
 
 static void notify(struct receiver *r)
 {
@@ -99,9 +82,8 @@ static void notify(struct receiver *r)
 /* Empties an epoch; the state's memory is kept for the next. */
 static void epoch_reset(struct receiver *r, struct staged_epoch *e)
 {
-    stage_pool_put(r->pool, e->chunks);
-    e->chunks = e->newest = NULL;
-    e->n_pages = e->n_state = e->n_disk_pieces = 0;
+    ram_image_clear(&r->image, &e->pages);
+    e->n_state = e->n_disk_pieces = 0;
     disk_log_clear(&e->disk);
     e->state.format[0] = '\0';
     e->state.n = 0;
@@ -128,98 +110,15 @@ static int read_msg(struct receiver *r, uint64_t *wire_bytes, struct err *err)
     return wire_msg_decode(raw, &header, r->payload, &r->msg, err);
 }
 
-/* The chunk that takes the next page, or NULL when the pool is empty. */
-static struct stage_chunk *stage_room(struct receiver *r)
-{
-    struct stage_chunk *chunk = r->in.newest;
-
-    if (chunk && chunk->n_pages < STAGE_CHUNK_PAGES)
-        return chunk;
-    chunk = stage_pool_get(r->pool);
-    if (!chunk)
-        return NULL;
-    if (r->in.newest)
-        r->in.newest->next = chunk;
-    else
-        r->in.chunks = chunk;
-    r->in.newest = chunk;
-    return chunk;
-}
-
-/* The staged bytes of a page that came so many pages before the next; NULL: there are none. */
-static const uint8_t *staged_before(const struct receiver *r, uint64_t distance)
-{
-    const struct stage_chunk *chunk;
-    uint64_t place = r->in.n_pages - distance;
-
-    if (distance > r->in.n_pages)
-        return NULL;
-    chunk = r->staged_at[place / STAGE_CHUNK_PAGES];
-    if (chunk->number[place % STAGE_CHUNK_PAGES] & STAGED_ZERO)
-        return NULL;
-    return chunk->bytes + place % STAGE_CHUNK_PAGES * STAGE_PAGE_BYTES;
-}
-
-/* Decodes a page that is not zero into out. */
-static int decode_page(struct receiver *r, const struct page_item *page, uint8_t *out,
-                       struct err *err)
-{
-    const uint8_t *from = r->image + page->number * WIRE_PAGE_BYTES;
-
-    if (page->kind == WIRE_PAGE_WHOLE)
-        from = page->bytes;
-    else if (page->kind == WIRE_PAGE_DUPLICATE)
-        from = staged_before(r, page_distance_get(page));
-    if (!from)
-        return err_set(err, -EPROTO, "page %" PRIu64 " duplicates one that is not there",
-                       page->number);
-    memcpy(out, from, WIRE_PAGE_BYTES);
-    if (page->kind == WIRE_PAGE_CHANGES)
-        page_patch(page, out);
-    return 0;
-}
-
-static int take_page(struct receiver *r, const struct page_item *page, struct err *err)
-{
-    bool zero = page->kind == WIRE_PAGE_ZERO;
-    struct page_hash hash = page_hash_zero();
-    struct stage_chunk *chunk;
-    int rc = 0;
-
-    if (page->number >= r->n_image_pages)
-        return err_set(err, -EPROTO, "page %" PRIu64 " of a VM that has %" PRIu64, page->number,
-                       r->n_image_pages);
-    chunk = stage_room(r);
-    if (!chunk)
-        return err_set(err, -E2BIG, "epoch %" PRIu64 " is larger than the staging memory",
-                       r->in.epoch);
-    r->staged_at[r->in.n_pages / STAGE_CHUNK_PAGES] = chunk;
-    if (!zero) {
-        uint8_t *bytes = chunk->bytes + (size_t)chunk->n_pages * STAGE_PAGE_BYTES;
-
-        rc = decode_page(r, page, bytes, err);
-        if (rc)
-            return rc;
-        hash = page_hash(bytes);
-    }
-    epoch_digest_page(r->digest, page->number, &hash);
-    chunk->number[chunk->n_pages++] = page->number | (zero ? STAGED_ZERO : 0);
-    r->in.n_pages++;
-    return 0;
-}
-
 static int take_pages(struct receiver *r, struct err *err)
 {
-    const struct wire_pages *pages = &r->msg.u.pages;
     int rc;
 
     if (r->in.state.n || r->in.n_disk_pieces)
         return err_set(err, -EPROTO, "pages after the disks' records or the device state");
-    rc = pages_decode(r->packer, pages, r->body, err);
-    if (rc == 0)
-        rc = page_table_unpack(r->body, pages->n_body, pages->n, &r->table, err);
-    for (uint32_t i = 0; i < pages->n && rc == 0; i++)
-        rc = take_page(r, &r->table.page[i], err);
+    rc = ram_image_stage(&r->image, r->packer, &r->msg.u.pages, &r->in.pages, r->digest, err);
+    if (rc == -E2BIG)
+        return err_set(err, rc, "epoch %" PRIu64 " is larger than the staging memory", r->in.epoch);
     return rc;
 }
 
@@ -306,7 +205,7 @@ static int verify_epoch(struct receiver *r, struct err *err)
     const struct wire_epoch_end *end = &r->msg.u.epoch_end;
     uint8_t digest[WIRE_DIGEST_BYTES];
 
-    if (end->n_pages != r->in.n_pages || end->n_state_bytes != r->in.n_state ||
+    if (end->n_pages != r->in.pages.n || end->n_state_bytes != r->in.n_state ||
         end->n_disk_pieces != r->in.n_disk_pieces || r->in.n_state != r->in.state.n)
         return err_set(err, -EPROTO, "it is not whole");
     epoch_digest_get(r->digest, digest);
@@ -394,7 +293,7 @@ static void work_read(struct receiver *r)
         r->is_staged = true;
         r->report.staged_epoch = r->staged.epoch;
         r->report.staged_term = r->staged.term;
-        r->report.raw_bytes += r->staged.n_pages * WIRE_PAGE_BYTES + r->staged.n_state;
+        r->report.raw_bytes += r->staged.pages.n * WIRE_PAGE_BYTES + r->staged.n_state;
     } else if (r->active) { /* else detach has caused it */
         r->active = false;
         r->report.error = rc;
@@ -404,44 +303,13 @@ static void work_read(struct receiver *r)
 
 /* Applying. */
 
-/* True when nobody has ever stored anything in the page, as far as the kernel knows: then it reads
- * as zeros, and looking would only allocate it (a read fault does, in a tmpfs). A page that was
- * swapped out looks the same, hence `touched`. */
-static bool is_hole(uint8_t *page)
-{
-    unsigned char resident;
-
-    return mincore(page, WIRE_PAGE_BYTES, &resident) == 0 && !(resident & 1);
-}
-
-static void apply_page(struct receiver *r, uint64_t number, const uint8_t *bytes)
-{
-    uint8_t *page = r->image + number * WIRE_PAGE_BYTES;
-    uint8_t *touched = &r->touched[number / 8], bit = (uint8_t)(1 << number % 8);
-
-    if (bytes) {
-        *touched |= bit;
-        memcpy(page, bytes, WIRE_PAGE_BYTES);
-    } else if (((*touched & bit) || !is_hole(page)) &&
-               memcmp(page, zero_page, WIRE_PAGE_BYTES) != 0) {
-        memset(page, 0, WIRE_PAGE_BYTES);
-    }
-}
-
 static void work_apply(struct receiver *r)
 {
     struct device_state was = r->applied;
 
     pthread_mutex_unlock(&r->lock);
     fault_point("standby.apply");
-    for (struct stage_chunk *chunk = r->staged.chunks; chunk; chunk = chunk->next)
-        for (uint32_t i = 0; i < chunk->n_pages; i++) {
-            uint64_t number = chunk->number[i];
-            bool zero = number & STAGED_ZERO;
-
-            apply_page(r, number & ~STAGED_ZERO,
-                       zero ? NULL : chunk->bytes + (size_t)i * STAGE_PAGE_BYTES);
-        }
+    ram_image_apply(&r->image, &r->staged.pages);
     fault_point("standby.memory-applied");
     if (r->disks.n_disks)
         applier_commit(r->disks.applier, r->staged.epoch);
@@ -569,17 +437,15 @@ static void receiver_free(struct receiver *r)
     pthread_mutex_destroy(&r->lock);
     pthread_cond_destroy(&r->wake);
     pthread_cond_destroy(&r->idle);
-    stage_pool_put(r->pool, r->staged.chunks); /* staged, but never applied */
+    ram_image_clear(&r->image, &r->staged.pages); /* staged, but never applied */
+    ram_image_done(&r->image);
     free(r->in.state.bytes);
     free(r->staged.state.bytes);
     free(r->applied.bytes);
     epoch_digest_free(r->digest);
-    free(r->touched);
     packer_free(r->packer);
-    free(r->staged_at);
     free(r->payload);
     free(r->piece);
-    free(r->body);
     disk_log_clear(&r->in.disk);
     disk_log_clear(&r->staged.disk);
     free(r);
@@ -596,20 +462,16 @@ int receiver_new(struct stage_pool *pool, uint8_t *image, uint64_t n_pages,
     lock_init(&r->lock);
     pthread_cond_init(&r->wake, NULL);
     pthread_cond_init(&r->idle, NULL);
-    r->pool = pool;
-    r->image = image;
-    r->n_image_pages = n_pages;
     r->notify_fd = notify_fd;
     if (disks)
         r->disks = *disks;
-    r->touched = calloc(n_pages / 8 + 1, 1);
     r->payload = malloc(WIRE_PAYLOAD_MAX);
     r->piece = malloc(WIRE_DISK_PIECE_BYTES);
-    r->body = malloc(PAGE_BODY_BYTES);
-    r->staged_at = calloc(stage_pool_total_chunks(pool), sizeof(*r->staged_at));
     r->packer = packer_new();
     r->digest = epoch_digest_new();
-    if (r->touched && r->payload && r->piece && r->body && r->staged_at && r->packer && r->digest)
+    if (r->payload && r->piece && r->packer && r->digest)
+        rc = ram_image_init(&r->image, pool, image, n_pages);
+    if (rc == 0)
         rc = thread_start(&r->thread, "us-receive", receiver_thread, r);
     if (rc)
         receiver_free(r);
