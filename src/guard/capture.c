@@ -13,7 +13,8 @@
  *
  *   AHEAD     the VM runs; only when much is dirty, for it costs the guest a fault for each page
  *             that it writes again
- *   STOPPING  the VM stands still, and the hypervisor is writing its device state
+ *   STOPPING  the VM stands still, and the hypervisor is writing its device state; when so much is
+ *             dirty that copying it takes longer than another scan
  *   COPYING   the state is complete, and nobody writes to memory any more
  *
  * A page that is written after the scan that found it is dirty again, so whatever a pass copies
@@ -329,7 +330,7 @@ static void on_stopped(void *user)
     g->capture.stopped_ns = clock_now_ns();
     g->capture.late_at_ns = CORE_NEVER;
     disks_phase(g->body->disks, DISK_STOPPED);
-    if (capture_may_cut(g) && !is_remus(g)) {
+    if (g->capture.overlap && capture_may_cut(g)) {
         take_dirty(g);
         (void)copy_set_copy(&g->capture.set, UINT64_MAX); /* the last pass does the rest */
     }
@@ -428,18 +429,10 @@ static int on_ahead(sd_event_source *source, void *user)
     return 0;
 }
 
-static bool ahead_pays(const struct guard *g)
-{
-    const struct capture *c = &g->capture;
-
-    return capture_may_cut(g) && !is_remus(g) &&
-           (c->dirty_pages >= AHEAD_PAGES || c->now.pages >= AHEAD_PAGES);
-}
-
 void capture_begin(struct guard *g)
 {
     struct capture *c = &g->capture;
-    bool ahead = ahead_pays(g);
+    uint64_t expected = c->dirty_pages > c->now.pages ? c->dirty_pages : c->now.pages;
 
     if (c->phase != CAPTURE_IDLE || c->flush != FLUSH_CLEAR)
         return; /* the end of either brings us back */
@@ -448,7 +441,8 @@ void capture_begin(struct guard *g)
         return;
     c->torn = false;
     c->now = (struct epoch_trace){0};
-    if (!ahead) {
+    c->overlap = !is_remus(g) && expected >= OVERLAP_PAGES;
+    if (is_remus(g) || expected < AHEAD_PAGES || !capture_may_cut(g)) {
         order_checkpoint(g);
         return;
     }
