@@ -81,8 +81,8 @@ class Subject:
 
     def trace(self, since_epoch):
         """The last epochs, at most 256, after that one: a list for each thing that is traced."""
-        epochs = [epoch for epoch in json.loads(self.lab.must("hosta", "trace", self.name, "--json"))
-                  if epoch["epoch"] > since_epoch]
+        said = self.lab.must("hosta", "trace", self.name, "--json")
+        epochs = [epoch for epoch in json.loads(said) if epoch["epoch"] > since_epoch]
         return {key: [round(epoch[key], 3) for epoch in epochs] for key in TRACED}
 
     def protect(self, wanted):

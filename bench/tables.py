@@ -59,8 +59,8 @@ def build(data):
                          f"{median(traced(of, 'pages')):.0f}", both(traced(of, "pause_ms")),
                          share(of), cpu(of)]
             lines.append(line + [""] * (10 - len(line)))
-    rows("Compile-like load", ("interval", "engine", "s a unit", "CPU s", "slow-down", "interval seen",
-                               "pages", "pause p50 / p99, ms", "sent / dirty",
+    rows("Compile-like load", ("interval", "engine", "s a unit", "CPU s", "slow-down",
+                               "interval seen", "pages", "pause p50 / p99, ms", "sent / dirty",
                                "CPU guard / standby, %"), lines)
 
 
