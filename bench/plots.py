@@ -12,6 +12,7 @@ STYLE = ('set term svg size 640,400 font "sans-serif,12" background "white"\n'
          'remus = "#d95f02"\nours = "#1b6ca8"\nplain = "#777777"\n')
 COLOURS = {"remus": "remus", "default": "ours", "plain": "plain"}
 BIN_MS = 10
+EPOCHS = 12  # of each run, in a plot of epochs
 
 
 def gnuplot(path, title, axes, series, extra=""):
@@ -46,42 +47,41 @@ def slowdown(data, out):
         series.append((f"engine {mode}", lines(mode), rows))
     gnuplot(f"{out}/slowdown.svg", "Slow-down of the compile-like load",
             ("time between checkpoints, ms", "more time for the same work, %"), series,
-            "set logscale x\nset xtics (10,25,50,100,200)\nset xrange [8:250]\nset key top right")
+            "set logscale x\nset xtics (10,25,50,100,200)\nset xrange [8:250]\n"
+            "set yrange [0:*]\nset key top right")
 
 
 def latency(data, out):
-    series = []
-    for mode in ("remus", "default"):
-        for percent in (50, 99):
-            rows = []
-            for interval, runs in sorted(results.by_interval(data).items()):
-                added = results.added_rtts([run for run in runs if run["load"] == "latency"], mode)
-                if added:
-                    rows.append((interval, percentile(added, percent)))
-            series.append((f"engine {mode}, p{percent}", lines(mode, percent == 99), rows))
-    # The default engine chooses its own moments, unless it is told the interval.
+    """The published algorithm at each interval; the default engine chooses its own moments."""
     own = results.added_rtts(results.runs_of(data, "latency"), "default")
-    for percent in (50, 99) if own else ():
-        value = percentile(own, percent)
-        series.append((f"default, own interval, p{percent}", 'using 1:2 with lines lw 2 lc rgb'
-                       f' "#2ca02c"{" dt 2" if percent == 99 else ""}',
-                       [(10, value), (200, value)]))
+    series = []
+    for percent in (50, 99):
+        rows = []
+        for interval, runs in sorted(results.by_interval(data).items()):
+            added = results.added_rtts([run for run in runs if run["load"] == "latency"], "remus")
+            if added:
+                rows.append((interval, percentile(added, percent)))
+        series.append((f"engine remus, p{percent}", lines("remus", percent == 99), rows))
+        value = percentile(own, percent) if own else 0
+        series.append((f"engine default, own interval, p{percent}",
+                       lines("default", percent == 99), [(10, value), (200, value)] if own else []))
     gnuplot(f"{out}/latency.svg", "Latency that protection adds, guest idle otherwise",
             ("time between checkpoints, ms", "added round-trip time, ms"), series,
             "set logscale xy\nset xtics (10,25,50,100,200)\nset xrange [8:250]\n"
-            "set key outside bottom center horizontal")
+            "set yrange [0.5:*]\nset key bottom right")
 
 
 def pause(data, out):
-    """Each epoch is a point; the few that are far above all others are left out."""
+    """Some epochs of each run are points; the few that are far above all others are left out."""
     series, most = [], 0
     for mode in ("remus", "default"):
         runs = (results.runs_of(data, "writer", mode=mode)
                 + results.runs_of(data, "pause", mode=mode))
-        points = list(zip(results.traced(runs, "pages"), results.traced(runs, "pause_ms")))
+        points = [point for run in runs
+                  for point in list(zip(run["trace"]["pages"], run["trace"]["pause_ms"]))[:EPOCHS]]
         if points:
             most = max(most, 1.2 * percentile([pause_ms for _, pause_ms in points], 98))
-        series.append((f"engine {mode}", f"using 1:2 with points pt 7 ps 0.3 lc rgb"
+        series.append((f"engine {mode}", f"using 1:2 with points pt 7 ps 0.4 lc rgb"
                        f" {COLOURS[mode]}", points))
     gnuplot(f"{out}/pause.svg", "Pause over dirty pages",
             ("dirty pages of the epoch", "pause, ms"), series, f"set yrange [0:{most}]")
@@ -134,11 +134,11 @@ def failover(data, out):
     for at_ms in run["answers"]:
         start = int(at_ms // BIN_MS) * BIN_MS
         bins[start] = bins.get(start, 0) + 1
-    rows = [(start + BIN_MS / 2, bins.get(start, 0)) for start in range(-200, 700, BIN_MS)]
+    rows = [(start, bins.get(start, 0)) for start in range(-200, 700, BIN_MS)]
     gnuplot(f"{out}/failover.svg", f"A failover, outage {run['outage_ms']:.0f} ms",
             ("ms since the order to kill the host", f"answers in {BIN_MS} ms"),
-            [("answers", "using 1:2 with boxes fs solid 0.8 lc rgb ours", rows)],
-            f"set boxwidth {BIN_MS}\nset xrange [-200:700]\nunset key")
+            [("answers", "using 1:2 with fillsteps fs solid 0.8 lc rgb ours", rows)],
+            "set xrange [-200:700]\nset yrange [0:*]\nunset key")
 
 
 def draw(data, out):

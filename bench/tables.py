@@ -1,18 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The speed bench's runs as the tables of docs/performance.md."""
+"""The speed bench's runs as the tables and plots of docs/performance.md."""
+
+import os
+import shutil
+import textwrap
 
 from results import (added_rtts, by_interval, median, pairs, runs_of, slowdowns, traced)
-from figures import percentile
+from figures import TOP, percentile
 
+DOCUMENT = os.path.join(TOP, "docs", "performance.md")
+BEGIN = "<!-- what follows is by bench/speed --docs -->\n"
+END = "<!-- so far by bench/speed --docs -->\n"
 MODES = {"plain": "unprotected", "remus": "remus", "default": "default"}
 
 
-def rows(title, head, lines):
-    """A table, if it has lines."""
-    if lines:
-        print(f"\n### {title}\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
-        for line in lines:
-            print(f"| {' | '.join(str(cell) for cell in line)} |")
+def rows(title, head, lines, plot=None):
+    """A section with a table and a plot; nothing if there are no lines."""
+    if not lines:
+        return ""
+    picture = f"![{title}](performance/{plot}.svg)\n\n" if plot else ""
+    return (f"### {title}\n\n{picture}| {' | '.join(head)} |\n|{'---|' * len(head)}\n" + "".join(
+        f"| {' | '.join(str(cell) for cell in line)} |\n" for line in lines) + "\n")
 
 
 def both(values, form="{:.2f}"):
@@ -38,7 +46,7 @@ def cpu(runs):
 
 
 def figures(data):
-    rows("Figures", ("figure", "p50", "p99", "unit", "values", "target", ""),
+    return rows("Figures", ("figure", "p50", "p99", "unit", "values", "target", ""),
          [(f"`{f['figure']}`", f"{f['p50']:.2f}", f"{f['p99']:.2f}", f["unit"], f["runs"],
            f.get("target", ""), {True: "met", False: "**missed**"}.get(f.get("met"), ""))
           for f in data["figures"]])
@@ -59,33 +67,33 @@ def build(data):
                          f"{median(traced(of, 'pages')):.0f}", both(traced(of, "pause_ms")),
                          share(of), cpu(of)]
             lines.append(line + [""] * (10 - len(line)))
-    rows("Compile-like load", ("interval", "engine", "s a unit", "CPU s", "slow-down",
-                               "interval seen", "pages", "pause p50 / p99, ms", "sent / dirty",
-                               "CPU guard / standby, %"), lines)
+    head = ("interval", "engine", "s a unit", "CPU s", "slow-down", "interval seen", "pages",
+            "pause p50 / p99, ms", "sent / dirty", "CPU guard / standby, %")
+    return rows("Compile-like load", head, lines, "slowdown")
 
 
 def served(data):
     lines = []
-    for part, key, name, latency in (
-            ("kv", "single_per_s", "redis", "single_get"), ("kv", "pipelined_per_s",
-             "redis, pipelines of 16", "pipelined_get"), ("http", "per_s", "nginx", "")):
+    for part, key, name, prefix in (
+            ("kv", "single_per_s", "redis", "single_get_"),
+            ("kv", "pipelined_per_s", "redis, pipelines of 16", "pipelined_get_"),
+            ("http", "per_s", "nginx", "")):
         for mode, engine in MODES.items():
             of = runs_of(data, part, mode=mode)
             if not of:
                 continue
             ratios = [run[key] / plain[key] for run, plain in pairs(runs_of(data, part), mode,
                                                                     "plain")]
-            prefix = f"{latency}_" if latency else ""
             line = [name, engine, mid(of, key, "{:.0f}"), f"{median(ratios):.2f}" if ratios else "",
                     f"{mid(of, prefix + 'p50_ms')} / {mid(of, prefix + 'p99_ms')}"]
-            if mode != "plain":
+            if mode != "plain" and key != "pipelined_per_s":  # of that, only the rate is known
                 line += [mid(of, "interval_ms", "{:.1f}"), f"{median(traced(of, 'pages')):.0f}",
                          both(traced(of, "pause_ms")), share(of), cpu(of)]
             lines.append(line + [""] * (10 - len(line)))
-    rows("Servers under load", ("server", "engine", "requests/s", "of unprotected",
-                                "latency p50 / p99, ms", "interval, ms", "pages",
-                                "pause p50 / p99, ms", "sent / dirty", "CPU guard / standby, %"),
-         lines)
+    head = ("server", "engine", "requests/s", "of unprotected", "latency p50 / p99, ms",
+            "interval, ms", "pages", "pause p50 / p99, ms", "sent / dirty",
+            "CPU guard / standby, %")
+    return rows("Servers under load", head, lines)
 
 
 def latency(data):
@@ -97,11 +105,11 @@ def latency(data):
             values = [rtt for run in runs if run["mode"] == mode for rtt in run["rtt_ms"]]
             if values:
                 added = both(added_rtts(runs, mode)) if mode != "plain" else ""
-                lines.append((interval if mode == "default" or interval != "own" else
-                              {"remus": "25 ms"}.get(mode, ""), name, len(values), both(values),
+                shown = "25 ms" if interval == "own" and mode == "remus" else interval
+                lines.append(("" if mode == "plain" else shown, name, len(values), both(values),
                               added))
-    rows("Request and response", ("interval", "engine", "requests", "round trip p50 / p99, ms",
-                                  "added p50 / p99, ms"), lines)
+    head = ("interval", "engine", "requests", "round trip p50 / p99, ms", "added p50 / p99, ms")
+    return rows("Request and response", head, lines, "latency")
 
 
 def pause(data):
@@ -114,8 +122,9 @@ def pause(data):
                 lines.append([f"{median(traced(of, 'pages')):.0f}", mode,
                               len(traced(of, "pages")), both(traced(of, "pause_ms"))]
                              + [f"{median(traced(of, key)):.2f}" for key in keys])
-    rows("Pause", ("pages", "engine", "epochs", "pause p50 / p99, ms", "(stop)", "state", "scan",
-                   "copy", "resume", "(ahead)"), lines)
+    head = ("pages", "engine", "epochs", "pause p50 / p99, ms", "(stop)", "state", "scan", "copy",
+            "resume", "(ahead)")
+    return rows("Pause", head, lines, "pause")
 
 
 def writer(data):
@@ -129,8 +138,21 @@ def writer(data):
             if mode != "plain" and of:
                 line += [both(traced(of, "pause_ms")), share(of)]
         lines.append(line)
-    rows("Memory writer", ("pages/s wanted", "unprotected", "remus", "pause, ms", "sent / dirty",
-                           "default", "pause, ms", "sent / dirty"), lines)
+    head = ("pages/s wanted", "unprotected", "remus", "pause, ms", "sent / dirty", "default",
+            "pause, ms", "sent / dirty")
+    return rows("Memory writer", head, lines, "writer")
+
+
+def wire(data):
+    return "### Bytes on the wire\n\n![Bytes on the wire](performance/wire.svg)\n\n"
+
+
+def failover(data):
+    runs = runs_of(data, "failover")
+    return rows("Failover", ("failovers", "outage p50 / p99, ms", "decision to running guest, ms"),
+                [(len(runs), both([run["outage_ms"] for run in runs], "{:.0f}"),
+                  both([run["takeover_ms"] for run in runs], "{:.0f}"))] if runs else [],
+                "failover")
 
 
 def idle(data):
@@ -140,9 +162,37 @@ def idle(data):
         if of:
             lines.append((name, mid(of, "interval_ms", "{:.0f}"), cpu(of),
                           f"{median([run['cpu_pct']['qemu'] for run in of]):.0f}"))
-    rows("Idle", ("engine", "interval, ms", "CPU guard / standby, %", "CPU of QEMU, %"), lines)
+    head = ("engine", "interval, ms", "CPU guard / standby, %", "CPU of QEMU, %")
+    return rows("Idle", head, lines)
 
 
-def show(data):
-    for table in figures, pause, build, latency, served, writer, idle:
-        table(data)
+def machine(data):
+    about, parts = data["machine"], data["parts"].values()
+    dates = sorted(part["date"][:16] for part in parts)
+    busy = max((part["background_pct"] or 0 for part in parts), default=0)
+    late = median([part["noise"]["p50"] for part in parts])
+    said = (f"{about['cpu']}, {about['cores']} cores, Linux {about['kernel'].partition('-')[0]},"
+            f" {about['qemu']}; {dates[0]} to {dates[-1]} UTC. Before parts began, the machine was"
+            f" up to {busy:.0f} % busy with other things; a process that sleeps for a millisecond"
+            f" woke up {late:.2f} ms late (median).")
+    return textwrap.fill(said, 120) + "\n\n"
+
+
+def text(data):
+    return machine(data) + "".join(
+        table(data) for table in (figures, pause, build, latency, served, wire, writer, failover,
+                                  idle))
+
+
+def write(data, plots_dir):
+    """Puts tables and plots into the documentation."""
+    with open(DOCUMENT, encoding="utf-8") as document:
+        before, _, rest = document.read().partition(BEGIN)
+    after = rest.partition(END)[2]
+    with open(DOCUMENT, "w", encoding="utf-8") as document:
+        document.write(before + BEGIN + "\n" + text(data) + END + after)
+    folder = os.path.splitext(DOCUMENT)[0]
+    os.makedirs(folder, exist_ok=True)
+    for name in os.listdir(plots_dir):
+        if name.endswith(".svg"):
+            shutil.copy(os.path.join(plots_dir, name), folder)
