@@ -171,6 +171,8 @@ def machine(data):
     dates = sorted(part["date"][:16] for part in parts)
     busy = max((part["background_pct"] or 0 for part in parts), default=0)
     late = median([part["noise"]["p50"] for part in parts])
+    if not dates:
+        return ""
     said = (f"{about['cpu']}, {about['cores']} cores, Linux {about['kernel'].partition('-')[0]},"
             f" {about['qemu']}; {dates[0]} to {dates[-1]} UTC. Before parts began, the machine was"
             f" up to {busy:.0f} % busy with other things; a process that sleeps for a millisecond"
