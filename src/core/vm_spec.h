@@ -61,7 +61,7 @@ enum vm_outrun {
     VM_OUTRUN_SOLO,         /* it goes on unprotected, with an alarm */
 };
 
-enum { VM_SLOWDOWN_DEFAULT_PERMILLE = 250 };
+enum { VM_SLOWDOWN_DEFAULT_PERMILLE = 100 };
 
 struct vm_protect {
     char standby[HOST_NAME_BYTES]; /* "" = do not protect */

@@ -37,7 +37,7 @@ static void test_defaults(void **state)
     assert_int_equal(s.protect.interval_max_ns, 500000000);
     assert_int_equal(s.protect.output, VM_OUTPUT_HOLD);
     assert_int_equal(s.protect.engine, VM_ENGINE_DEFAULT);
-    assert_int_equal(s.protect.max_slowdown_permille, 250);
+    assert_int_equal(s.protect.max_slowdown_permille, VM_SLOWDOWN_DEFAULT_PERMILLE);
     assert_int_equal(s.protect.outrun, VM_OUTRUN_THROTTLE);
 }
 
