@@ -22,6 +22,13 @@ def figure(name, values, unit="ms", more_is_better=False):
             "p99": round(percentile(values, worst), 3), "runs": len(values)}
 
 
+def cpu_seconds(pid):
+    """CPU time that a process has used."""
+    with open(f"/proc/{pid}/stat", encoding="ascii") as stat:
+        fields = stat.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def noise():
     """How late this machine wakes up a process that sleeps for a millisecond."""
     late = []

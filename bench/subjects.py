@@ -8,13 +8,12 @@ import os
 import sys
 import time
 
-from figures import TOP  # finds the rig, too
+from figures import TOP, cpu_seconds  # finds the rig, too
 os.environ.setdefault("GUEST_IMAGE", os.path.join(TOP, "build", "bench-guest"))
 from rig import LEDGER_PORT, Rig, expect, wait_for  # pylint: disable=wrong-import-position
 
 DIRTIER_PORT = 7005
 DIRTIER_MIB = 64
-TICK = os.sysconf("SC_CLK_TCK")
 TRACED = ("pages", "ahead_pages", "ahead_ms", "stop_ms", "pause_ms", "state_ms", "scan_ms",
           "copy_ms", "resume_ms")
 
@@ -35,13 +34,6 @@ class Kind:
             lines += (f"  max_slowdown: 90%\n  interval:\n    min: {self.interval_ms}ms\n"
                       f"    max: {self.interval_ms}ms\n")
         return lines
-
-
-def cpu_s(pid):
-    """CPU seconds that a process has used."""
-    with open(f"/proc/{pid}/stat", encoding="ascii") as stat:
-        fields = stat.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICK
 
 
 class Subject:
@@ -145,7 +137,7 @@ class Window:
         pids = {"qemu": status["hypervisor_pid"], "guard": status["pid"]}
         if self.subject.protected:
             pids["standby"] = self.subject.status("hostb")["pid"]
-        return time.monotonic(), status, {who: cpu_s(pid) for who, pid in pids.items()}
+        return time.monotonic(), status, {who: cpu_seconds(pid) for who, pid in pids.items()}
 
     def __enter__(self):
         self.start = self.look()
