@@ -181,7 +181,7 @@ bool estimate_frames_wait(struct guard *g)
 
 static void sample_add(struct samples *s, uint64_t ns)
 {
-    s->us[s->n++ % SAMPLES_MAX] = ns / 1000 < UINT32_MAX ? (uint32_t)(ns / 1000) : UINT32_MAX;
+    s->ns[s->n++ % SAMPLES_MAX] = ns;
     s->sum_ns += ns;
 }
 
@@ -229,27 +229,18 @@ void estimate_request(struct guard *g, struct control_request *req)
         control_reply(req, NULL);
 }
 
-static int compare(const void *a, const void *b)
-{
-    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
-
-    return (x > y) - (x < y);
-}
-
 static json_t *samples_json(const struct samples *s)
 {
     size_t n = s->n < SAMPLES_MAX ? s->n : SAMPLES_MAX;
-    uint32_t *sorted = malloc((n + 1) * sizeof(*sorted));
+    uint64_t *values = malloc(sizeof(s->ns));
     json_t *json;
 
-    if (!sorted)
+    if (!values)
         return NULL;
-    memcpy(sorted, s->us, n * sizeof(*sorted));
-    qsort(sorted, n, sizeof(*sorted), compare);
-    sorted[n] = 0;
-    json = json_pack("{s:f, s:f}", "p50_ms", n ? sorted[n / 2] / 1e3 : 0.0, "p99_ms",
-                     n ? sorted[n * 99 / 100] / 1e3 : 0.0);
-    free(sorted);
+    memcpy(values, s->ns, n * sizeof(*values));
+    json = json_pack("{s:f, s:f}", "p50_ms", (double)percentile_of(values, n, 50) / 1e6, "p99_ms",
+                     (double)percentile_of(values, n, 99) / 1e6);
+    free(values);
     return json;
 }
 

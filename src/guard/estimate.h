@@ -12,7 +12,7 @@ enum { SAMPLES_MAX = 4096, ESTIMATE_IN_FLIGHT = 64 };
 
 /* The last of many durations, and the sum of all. */
 struct samples {
-    uint32_t us[SAMPLES_MAX];
+    uint64_t ns[SAMPLES_MAX];
     uint64_t n; /* ever */
     uint64_t sum_ns;
 };

@@ -26,17 +26,20 @@ static int compare(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
+uint64_t percentile_of(uint64_t *values, size_t n, unsigned percentile)
+{
+    qsort(values, n, sizeof(values[0]), compare);
+    return n ? values[(n - 1) * percentile / 100] : 0;
+}
+
 uint64_t stats_percentile(const struct stats *s, size_t offset, unsigned percentile)
 {
-    uint64_t sorted[STATS_WINDOW];
+    uint64_t values[STATS_WINDOW];
     unsigned n = stats_count(s);
 
-    if (!n)
-        return 0;
     for (unsigned i = 0; i < n; i++)
-        memcpy(&sorted[i], (const char *)stats_at(s, i) + offset, sizeof(sorted[i]));
-    qsort(sorted, n, sizeof(sorted[0]), compare);
-    return sorted[(n - 1) * percentile / 100];
+        memcpy(&values[i], (const char *)stats_at(s, i) + offset, sizeof(values[i]));
+    return percentile_of(values, n, percentile);
 }
 
 uint64_t stats_interval(const struct stats *s)

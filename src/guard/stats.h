@@ -38,6 +38,9 @@ void stats_epoch(struct stats *s, const struct epoch_trace *trace);
 unsigned stats_count(const struct stats *s);
 const struct epoch_trace *stats_at(const struct stats *s, unsigned i);
 
+/* Percentile (0..100) of n values, which it sorts; 0 when there are none. */
+uint64_t percentile_of(uint64_t *values, size_t n, unsigned percentile);
+
 /* Percentile (0..100) in the window of the field at `offset` in struct epoch_trace; 0 when there is
  * nothing. */
 uint64_t stats_percentile(const struct stats *s, size_t offset, unsigned percentile);
