@@ -91,7 +91,6 @@ static struct hyp_vm *new_vm(sd_event *event, bool incoming, int *ret_peer)
     vm->stream.max_bytes = 1 << 20;
     vm_save_init(&vm->save);
     vm->checkpoint_timeout_ms = vm->answer_timeout_ms = 60000;
-    dirty_init(&vm->dirty);
     vm->pidfd = pipe_fds[1]; /* no pidfd: killing and waiting fail at once */
     require(qmp_new(fds[0], &vm_qmp_callbacks, vm, &vm->qmp) == 0);
     require(vm_join_loop(vm) == 0);
