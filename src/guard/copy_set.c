@@ -43,19 +43,22 @@ static bool make_place(struct copy_set *set, uint64_t page)
     return true;
 }
 
+static void copy_page(const struct copy_set *set, uint64_t page)
+{
+    size_t place = set->place[page] - 1;
+
+    memcpy(set->chunks[place / STAGE_CHUNK_PAGES]->bytes +
+               place % STAGE_CHUNK_PAGES * STAGE_PAGE_BYTES,
+           set->ram + page * STAGE_PAGE_BYTES, STAGE_PAGE_BYTES);
+}
+
 static void copy_part(void *user, size_t part)
 {
     const struct copy_set *set = user;
     size_t end = (part + 1) * PART_PAGES < set->n_batch ? (part + 1) * PART_PAGES : set->n_batch;
 
-    for (size_t i = part * PART_PAGES; i < end; i++) {
-        uint64_t page = set->batch[i];
-        size_t place = set->place[page] - 1;
-
-        memcpy(set->chunks[place / STAGE_CHUNK_PAGES]->bytes +
-                   place % STAGE_CHUNK_PAGES * STAGE_PAGE_BYTES,
-               set->ram + page * STAGE_PAGE_BYTES, STAGE_PAGE_BYTES);
-    }
+    for (size_t i = part * PART_PAGES; i < end; i++)
+        copy_page(set, set->batch[i]);
 }
 
 static void copy_batch(struct copy_set *set)
@@ -65,11 +68,17 @@ static void copy_batch(struct copy_set *set)
     set->n_batch = 0;
 }
 
-/* Has a page copied to its place, unless its copy is final. */
-static void copy_page(struct copy_set *set, uint64_t page)
+/* Replaces a page's copy, unless it is final. */
+static void copy_again(struct copy_set *set, uint64_t page)
 {
-    if ((set->place[page] - 1) / STAGE_CHUNK_PAGES < set->n_given)
-        return;
+    if ((set->place[page] - 1) / STAGE_CHUNK_PAGES >= set->n_given)
+        copy_page(set, page);
+}
+
+/* A page that is in the set for the first time. Nobody else may copy to its place meanwhile, so no
+ * page is twice in a batch. */
+static void copy_first(struct copy_set *set, uint64_t page)
+{
     set->batch[set->n_batch++] = page;
     if (set->n_batch == COPY_BATCH_PAGES)
         copy_batch(set);
@@ -84,9 +93,14 @@ static bool copy_list(struct copy_set *set, uint64_t max_pages)
         for (; set->page < run->count; set->page++) {
             uint64_t page = run->first + set->page;
 
-            if (!max_pages-- || (!set->place[page] && !make_place(set, page)))
+            if (!max_pages--)
                 return false;
-            copy_page(set, page);
+            if (set->place[page])
+                copy_again(set, page);
+            else if (make_place(set, page))
+                copy_first(set, page);
+            else
+                return false;
         }
         if (set->run + 1 == set->list.n)
             break; /* the last run may grow */
@@ -116,10 +130,9 @@ void copy_set_refresh(struct copy_set *set)
 
         for (uint64_t k = i == set->run ? set->page : 0; k < run->count; k++) {
             if (set->place[run->first + k])
-                copy_page(set, run->first + k);
+                copy_again(set, run->first + k);
         }
     }
-    copy_batch(set);
 }
 
 struct stage_chunk *copy_set_take(struct copy_set *set)

@@ -389,6 +389,8 @@ def main(module):
     if os.geteuid() != 0:
         print("1..0 # SKIP network namespaces need root")
         return 0
+    # A shell that runs us in the background has it ignored, and what we start would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     tests = [f for n, f in module.items() if n.startswith("test_")]
     if len(sys.argv) > 1:
         tests = [f for f in tests if f.__name__[5:] in sys.argv[1:]]
