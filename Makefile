@@ -32,6 +32,10 @@ bench: guest ## measure what protection costs guests at work, against engine: re
 	@tools/bench-image $(BUILD)/bench-guest $(BUILD)/guest
 	@bench/speed
 
+bench-floor: guest ## take the slow-down of a compiling guest apart (root, 6 minutes)
+	@tools/bench-image $(BUILD)/bench-guest $(BUILD)/guest
+	@bench/floor
+
 bench-basic: guest ## measure outage, activation, pause, latency and idle cost (root)
 	@bench/basic
 
@@ -53,4 +57,4 @@ install: all ## install below DESTDIR
 clean: ## remove what was built
 	@rm -rf $(BUILD) bench/out
 
-.PHONY: all help setup guest demo check nightly bench bench-basic bench-disk bench-encoder bench-link bench-scan install clean
+.PHONY: all help setup guest demo check nightly bench bench-basic bench-disk bench-encoder bench-floor bench-link bench-scan install clean
