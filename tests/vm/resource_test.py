@@ -25,9 +25,9 @@ CYCLES = int(os.environ.get("CYCLES", "30"))
 SOAK_EPOCHS = int(os.environ.get("SOAK_EPOCHS", "0"))
 OUT = os.path.join(TOP, "build", "check")
 
-STAGING_MIB, GATE_MIB, JOURNAL_MIB = 32, 8, 16
+STAGING_MIB, GATE_MIB, JOURNAL_MIB, DELTA_MIB = 32, 8, 16, 8
 SMALL = (f"staging_mib: {STAGING_MIB}\ngate_mib: {GATE_MIB}\n"
-         f"disk_journal_mib: {JOURNAL_MIB}\n"
+         f"disk_journal_mib: {JOURNAL_MIB}\ndelta_cache_mib: {DELTA_MIB}\n"
          # It is memory that is tried here: a busy machine shall not make it a failover.
          "timeouts:\n  standby_ms: 1000\n  primary_ms: 1500\n")
 CODE_MIB = 24    # of a process without anything to do: program, libraries' heaps, stacks
@@ -124,7 +124,7 @@ def memory_is_bounded():
             states = [lab.state(host) for host in lab.hosts]
             print(f"# {rate or 'full speed'}: {states}", flush=True)
         highest = memory.highest()
-    limits = {"guard": STAGING_MIB + GATE_MIB + JOURNAL_MIB + CODE_MIB,
+    limits = {"guard": STAGING_MIB + GATE_MIB + JOURNAL_MIB + DELTA_MIB + CODE_MIB,
               "standby": GUEST_MIB + JOURNAL_MIB + CODE_MIB}
     for name, kib in highest.items():
         limit = limits.get(name, CODE_MIB)
