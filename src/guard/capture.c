@@ -307,6 +307,7 @@ static void on_checkpoint(void *user, const struct hyp_state *state,
         return;
     c->now.stop_ns = timing->stop_ns;
     c->now.state_ns = timing->state_ns;
+    c->stopped_ns = clock_now_ns() - timing->state_ns;
     c->failures = 0;
     check_flushes(g);
     if (capture_may_cut(g)) {
@@ -327,7 +328,6 @@ static void on_stopped(void *user)
 {
     struct guard *g = user;
 
-    g->capture.stopped_ns = clock_now_ns();
     g->capture.late_at_ns = CORE_NEVER;
     disks_phase(g->body->disks, DISK_STOPPED);
     if (g->capture.overlap && capture_may_cut(g)) {
