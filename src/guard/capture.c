@@ -11,11 +11,12 @@
 /* One epoch's cut. What is dirty is copied in three passes, so that the last one, which is all that
  * the VM has to stand still for by itself, finds little:
  *
- *   AHEAD     the VM runs; only when much is dirty, for it costs the guest a fault for each page
- *             that it writes again
- *   STOPPING  the VM stands still, and the hypervisor is writing its device state; when so much is
- *             dirty that copying it takes longer than another scan
+ *   AHEAD     the VM runs
+ *   STOPPING  the VM stands still, and the hypervisor is writing its device state
  *   COPYING   the state is complete, and nobody writes to memory any more
+ *
+ * The first two are made only when much is dirty: each is a scan more, and the first costs the
+ * guest a fault for each page that it writes again.
  *
  * A page that is written after the scan that found it is dirty again, so whatever a pass copies
  * while somebody writes to it the next one replaces (copy_set.h). Then the VM goes on. Encoding and
@@ -330,7 +331,7 @@ static void on_stopped(void *user)
 
     g->capture.late_at_ns = CORE_NEVER;
     disks_phase(g->body->disks, DISK_STOPPED);
-    if (g->capture.overlap && capture_may_cut(g)) {
+    if (g->capture.much && capture_may_cut(g)) {
         take_dirty(g);
         (void)copy_set_copy(&g->capture.set, UINT64_MAX); /* the last pass does the rest */
     }
@@ -441,8 +442,8 @@ void capture_begin(struct guard *g)
         return;
     c->torn = false;
     c->now = (struct epoch_trace){0};
-    c->overlap = !is_remus(g) && expected >= OVERLAP_PAGES;
-    if (is_remus(g) || expected < AHEAD_PAGES || !capture_may_cut(g)) {
+    c->much = !is_remus(g) && expected >= AHEAD_PAGES;
+    if (!c->much || !capture_may_cut(g)) {
         order_checkpoint(g);
         return;
     }

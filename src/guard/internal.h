@@ -27,8 +27,7 @@ enum {
     SEEDS_IN_FLIGHT = 4,                      /* seeding epochs sent and not acknowledged */
     STOP_MS = 50,                             /* a VM that was told to stop normally has by then */
     CHECKPOINT_FAILURES_MAX = 3,              /* in a row, then the VM goes solo */
-    OVERLAP_PAGES = 1024,   /* dirty: worth a pass while the device state is written */
-    AHEAD_PAGES = 2048,     /* ... and one before that, while the VM runs */
+    AHEAD_PAGES = 2048,     /* dirty: worth more than one pass, each of which is a scan */
     AHEAD_STEP_PAGES = 512, /* of that pass at a time: about 0.15 ms */
 };
 
@@ -72,8 +71,8 @@ struct capture {
     enum capture_phase phase;
     enum flush_check flush;
     enum epoch_fate fate;
-    bool overlap; /* what is dirty is copied as soon as the VM stands still */
-    bool torn;    /* the epoch must not be completed */
+    bool much; /* is dirty: more than one pass pays */
+    bool torn; /* the epoch must not be completed */
     struct parallel *parallel;
     struct copy_set set; /* the pages of the epoch that is being made */
     bool epoch_open;     /* an epoch was cut, to be closed when the VM runs */
