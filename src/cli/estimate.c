@@ -82,7 +82,8 @@ static bool look(struct cli_progress *p, const struct estimate *o, int *ret_exit
     if (!over) {
         (void)snprintf(text, sizeof(text), "estimating for %.0f s",
                        view_number(estimate, "seconds"));
-        cli_progress_say(p, text);
+        if (!o->json)
+            cli_progress_say(p, text);
     } else {
         *ret_exit = json_is_object(estimate) ? outcome(o, estimate) : CLI_FAILED;
         if (vm && !json_is_object(estimate))

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "guard/copy_set.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -87,23 +86,19 @@ static void copy_first(struct copy_set *set, uint64_t page)
 /* Has the next pages of the list copied. As copy_set_copy(). */
 static bool copy_list(struct copy_set *set, uint64_t max_pages)
 {
-    for (; set->run < set->list.n; set->run++, set->page = 0) {
-        const struct page_run *run = &set->list.runs[set->run];
+    struct run_cursor at = set->next;
+    struct page_run page;
 
-        for (; set->page < run->count; set->page++) {
-            uint64_t page = run->first + set->page;
-
-            if (!max_pages--)
-                return false;
-            if (set->place[page])
-                copy_again(set, page);
-            else if (make_place(set, page))
-                copy_first(set, page);
-            else
-                return false;
-        }
-        if (set->run + 1 == set->list.n)
-            break; /* the last run may grow */
+    while (run_list_next(&set->list, &at, 1, &page)) {
+        if (!max_pages--)
+            return false;
+        if (set->place[page.first])
+            copy_again(set, page.first);
+        else if (make_place(set, page.first))
+            copy_first(set, page.first);
+        else
+            return false;
+        set->next = at;
     }
     return true;
 }
@@ -125,13 +120,12 @@ bool copy_set_full(const struct copy_set *set)
 
 void copy_set_refresh(struct copy_set *set)
 {
-    for (size_t i = set->run; i < set->list.n; i++) {
-        const struct page_run *run = &set->list.runs[i];
+    struct run_cursor at = set->next;
+    struct page_run page;
 
-        for (uint64_t k = i == set->run ? set->page : 0; k < run->count; k++) {
-            if (set->place[run->first + k])
-                copy_again(set, run->first + k);
-        }
+    while (run_list_next(&set->list, &at, 1, &page)) {
+        if (set->place[page.first])
+            copy_again(set, page.first);
     }
 }
 
@@ -168,8 +162,9 @@ void copy_set_finish(struct copy_set *set, struct run_list *list)
     set->list = *list;
     set->list.n = 0;
     *list = done;
-    set->n_chunks = set->n_given = set->run = 0;
-    set->page = set->n_pages = 0;
+    set->next = (struct run_cursor){0};
+    set->n_chunks = set->n_given = 0;
+    set->n_pages = 0;
 }
 
 void copy_set_free(struct copy_set *set)

@@ -30,11 +30,10 @@ struct copy_set {
     uint32_t *place;             /* of each of the VM's pages: 1 + that of its copy; 0 = none */
     struct stage_chunk **chunks; /* of the set; each but the last is full */
     size_t n_chunks;
-    size_t n_given; /* of them: taken from the set, final */
-    size_t run;     /* how far the list is copied: the run, and the page in it */
-    uint64_t page;
-    uint64_t n_pages; /* that have a place */
-    size_t n_batch;   /* pages that have a place and wait to be copied */
+    size_t n_given;         /* of them: taken from the set, final */
+    struct run_cursor next; /* how far the list is copied */
+    uint64_t n_pages;       /* that have a place */
+    size_t n_batch;         /* pages that have a place and wait to be copied */
     uint64_t batch[COPY_BATCH_PAGES];
 };
 

@@ -64,24 +64,21 @@ static inline int run_list_append(struct run_list *list, const struct run_list *
     return 0;
 }
 
-/* The next piece of the list, at most `room` (> 0) pages. False at its end. */
+/* The next piece of the list, at most `room` (> 0) pages. False at its end, for now: a list that
+ * grows, also by its last run, goes on from there. */
 static inline bool run_list_next(const struct run_list *list, struct run_cursor *at, uint64_t room,
                                  struct page_run *ret_run)
 {
     const struct page_run *run;
 
-    if (at->run == list->n)
+    if (at->run + 1 < list->n && at->page == list->runs[at->run].count)
+        *at = (struct run_cursor){.run = at->run + 1};
+    if (at->run == list->n || at->page == list->runs[at->run].count)
         return false;
     run = &list->runs[at->run];
     ret_run->first = run->first + at->page;
-    ret_run->count = run->count - at->page;
-    if (ret_run->count > room) {
-        ret_run->count = room;
-        at->page += room;
-    } else {
-        at->run++;
-        at->page = 0;
-    }
+    ret_run->count = run->count - at->page < room ? run->count - at->page : room;
+    at->page += ret_run->count;
     return true;
 }
 

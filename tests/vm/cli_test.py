@@ -109,7 +109,7 @@ def what_protection_costs():
         lab.start_vm(standby=None)
         lab.wait_guest()
         said = lab.must("hosta", "estimate", "web", "--seconds", "4", "--json")
-        outcome = json.loads(said[said.index("{"):])
+        outcome = json.loads(said)
         expect(not outcome["error"] and 3.5 < outcome["elapsed_s"] < 6, f"{outcome}")
         expect(outcome["epochs"] >= 8 and 0 < outcome["pause"]["p50_ms"] < 100
                and 0 < outcome["slowdown_pct"] < 90
