@@ -24,6 +24,12 @@ enum {
 
 #define VM_PAGE_BYTES UINT64_C(4096)
 
+/* Which interfaces the guest's virtio NICs and disks offer. */
+enum vm_virtio {
+    VM_VIRTIO_LEGACY = 1,   /* the one before version 1.0, which is quicker to checkpoint */
+    VM_VIRTIO_TRANSITIONAL, /* that and version 1.0's: QEMU's default */
+};
+
 struct vm_nic {
     uint8_t mac[6];
     char bridge[VM_BRIDGE_MAX]; /* the bridge on the host that the NIC is plugged into */
@@ -85,6 +91,7 @@ struct vm_spec {
     char initrd[VM_PATH_MAX];
     char append[VM_APPEND_MAX];
     char firmware[VM_PATH_MAX]; /* instead of kernel: a firmware image */
+    enum vm_virtio virtio;
     uint32_t n_nics;
     struct vm_nic nics[VM_NICS_MAX];
     uint32_t n_disks;

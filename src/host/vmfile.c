@@ -40,7 +40,7 @@ struct protect_text {
 };
 
 struct vm_text {
-    char *name, *memory, *machine, *cpu, *kernel, *initrd, *append, *firmware;
+    char *name, *memory, *machine, *cpu, *kernel, *initrd, *append, *firmware, *virtio;
     uint32_t cpus;
     struct nic_text *nics;
     uint32_t nics_count;
@@ -109,6 +109,7 @@ static const cyaml_schema_field_t vm_fields[] = {
     TEXT(vm_text, initrd, CYAML_FLAG_OPTIONAL, VM_PATH_MAX),
     TEXT(vm_text, append, CYAML_FLAG_OPTIONAL, VM_APPEND_MAX),
     TEXT(vm_text, firmware, CYAML_FLAG_OPTIONAL, VM_PATH_MAX),
+    TEXT(vm_text, virtio, CYAML_FLAG_OPTIONAL, 32),
     CYAML_FIELD_SEQUENCE("nics", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct vm_text, nics,
                          &nic_schema, 0, VM_NICS_MAX),
     CYAML_FIELD_SEQUENCE("disks", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct vm_text, disks,
@@ -448,8 +449,16 @@ static int take_disks(const struct yamlfile *y, const struct vm_text *text, cons
     return 0;
 }
 
-static void take_machine(const struct yamlfile *y, const struct vm_text *text, struct vm_spec *spec)
+static int take_machine(const struct yamlfile *y, const struct vm_text *text, struct vm_spec *spec,
+                        struct err *err)
 {
+    static const char *const interfaces[] = {"legacy", "transitional"};
+    unsigned virtio;
+    int r = take_choice(y, "virtio", text->virtio, interfaces, &virtio, err);
+
+    if (r < 0)
+        return r;
+    spec->virtio = VM_VIRTIO_LEGACY + virtio;
     (void)snprintf(spec->name, sizeof(spec->name), "%s", text->name);
     (void)snprintf(spec->machine, sizeof(spec->machine), "%s", text->machine ? text->machine : "");
     (void)snprintf(spec->cpu_model, sizeof(spec->cpu_model), "%s",
@@ -459,6 +468,7 @@ static void take_machine(const struct yamlfile *y, const struct vm_text *text, s
         (void)snprintf(spec->qemu_args[i], VM_ARG_LEN_MAX, "%s", text->qemu_args[i]);
         spec->n_qemu_args = i + 1;
     }
+    return 0;
 }
 
 static int convert(const struct yamlfile *y, const struct vm_text *text, const char *file,
@@ -466,10 +476,10 @@ static int convert(const struct yamlfile *y, const struct vm_text *text, const c
 {
     char field[32];
     struct err why;
-    int r;
+    int r = take_machine(y, text, spec, err);
 
-    take_machine(y, text, spec);
-    r = take_memory(y, text->memory, spec, err);
+    if (r == 0)
+        r = take_memory(y, text->memory, spec, err);
     if (r == 0)
         r = take_boot(y, text, file, spec, err);
     if (r == 0)

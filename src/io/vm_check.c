@@ -247,6 +247,8 @@ int vm_spec_check(const struct vm_spec *s, char (*f)[32], struct err *err)
         return bad(f, "cpu", err, "\"%s\" is not a CPU model", s->cpu_model);
     if (s->accel[0] && strcmp(s->accel, "tcg") != 0 && strcmp(s->accel, "kvm") != 0)
         return bad(f, "accel", err, "\"%s\" is not an accelerator (tcg, kvm)", s->accel);
+    if (s->virtio != VM_VIRTIO_LEGACY && s->virtio != VM_VIRTIO_TRANSITIONAL)
+        return bad(f, "virtio", err, "must be \"legacy\" or \"transitional\"");
 
     r = check_boot(s, f, err);
     if (r == 0)

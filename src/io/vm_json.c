@@ -45,6 +45,11 @@ static const char *const cache_names[] = {
     [VM_CACHE_WRITETHROUGH] = "writethrough",
 };
 
+static const char *const virtio_names[] = {
+    [VM_VIRTIO_LEGACY] = "legacy",
+    [VM_VIRTIO_TRANSITIONAL] = "transitional",
+};
+
 static const char *const engine_names[] = {
     [VM_ENGINE_DEFAULT] = "default",
     [VM_ENGINE_REMUS] = "remus",
@@ -93,13 +98,14 @@ json_t *vm_json_from_spec(const struct vm_spec *s)
     for (uint32_t i = 0; i < s->n_qemu_args; i++)
         args = append(args, json_string(s->qemu_args[i]));
 
-    return json_pack("{s:s, s:I, s:I, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:o, s:o, s:o,"
+    return json_pack("{s:s, s:I, s:I, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:o, s:o, s:o,"
                      " s:o}",
                      "name", s->name, "memory_bytes", (json_int_t)s->memory_bytes, "cpus",
                      (json_int_t)s->cpus, "machine", s->machine, "cpu", s->cpu_model, "accel",
                      s->accel, "kernel", s->kernel, "initrd", s->initrd, "append", s->append,
-                     "firmware", s->firmware, "nics", nics, "disks", disks_from_spec(s),
-                     "qemu_args", args, "protect", protect_from_spec(&s->protect));
+                     "firmware", s->firmware, "virtio", virtio_names[s->virtio], "nics", nics,
+                     "disks", disks_from_spec(s), "qemu_args", args, "protect",
+                     protect_from_spec(&s->protect));
 }
 
 static int copy(char *to, size_t n_to, const char *from, const char *key, struct err *err)
@@ -184,7 +190,7 @@ static int read_args(json_t *list, struct vm_spec *s, struct err *err)
 
 /* The texts of a definition, borrowed from the JSON. */
 struct spec_texts {
-    const char *name, *machine, *cpu, *accel, *kernel, *initrd, *append, *firmware;
+    const char *name, *machine, *cpu, *accel, *kernel, *initrd, *append, *firmware, *virtio;
 };
 
 static int read_protect(json_t *json, struct vm_protect *p, struct err *err)
@@ -244,7 +250,8 @@ static int read_texts(const struct spec_texts *t, struct vm_spec *s, struct err 
 int vm_json_to_spec(const json_t *json, struct vm_spec *ret_spec, struct err *err)
 {
     struct vm_spec s = {0};
-    struct spec_texts t;
+    /* Where nothing is said, it is by a host that knows of nothing else. */
+    struct spec_texts t = {.virtio = virtio_names[VM_VIRTIO_TRANSITIONAL]};
     json_t *nics, *disks, *args, *protect;
     json_int_t memory, cpus;
     json_error_t why;
@@ -255,12 +262,12 @@ int vm_json_to_spec(const json_t *json, struct vm_spec *ret_spec, struct err *er
         return err_set(err, -EPROTO, "there is no definition");
     /* json_unpack does not change what it reads; its parameter is not const for old callers. */
     if (json_unpack_ex((json_t *)(uintptr_t)json, &why, JSON_STRICT,
-                       "{s:s, s:I, s:I, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:o, s:o, s:o,"
+                       "{s:s, s:I, s:I, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s?s, s:o, s:o, s:o,"
                        " s:o}",
                        "name", &t.name, "memory_bytes", &memory, "cpus", &cpus, "machine",
                        &t.machine, "cpu", &t.cpu, "accel", &t.accel, "kernel", &t.kernel, "initrd",
-                       &t.initrd, "append", &t.append, "firmware", &t.firmware, "nics", &nics,
-                       "disks", &disks, "qemu_args", &args, "protect", &protect) < 0)
+                       &t.initrd, "append", &t.append, "firmware", &t.firmware, "virtio", &t.virtio,
+                       "nics", &nics, "disks", &disks, "qemu_args", &args, "protect", &protect) < 0)
         return err_set(err, -EPROTO, "%s", why.text);
     if (!json_is_array(nics) || !json_is_array(disks) || !json_is_array(args))
         return err_set(err, -EPROTO, "nics, disks and qemu_args must be lists");
@@ -268,6 +275,7 @@ int vm_json_to_spec(const json_t *json, struct vm_spec *ret_spec, struct err *er
         return err_set(err, -EPROTO, "a number is out of range");
     s.memory_bytes = (uint64_t)memory;
     s.cpus = (uint32_t)cpus;
+    s.virtio = choice(t.virtio, virtio_names, VM_VIRTIO_TRANSITIONAL);
 
     r = read_texts(&t, &s, err);
     if (r == 0)

@@ -21,6 +21,7 @@ static struct vm_spec example(void)
         .accel = "tcg",
         .kernel = "/boot/vmlinuz",
         .append = "quiet",
+        .virtio = VM_VIRTIO_LEGACY,
         .n_nics = 1,
         .nics = {{.mac = {0x52, 0x54, 0, 0, 0, 1}}},
         .n_qemu_args = 2,
@@ -74,11 +75,25 @@ static void builds_a_primary(void **state)
         "-kernel /proc/self/fd/6 -append quiet "
         "-netdev dgram,id=net0,local.type=unix,local.path=/run/a,,b/nic0.hyp,"
         "remote.type=unix,remote.path=/run/nic0 "
-        "-device virtio-net-pci,id=nic0,netdev=net0,romfile=,mac=52:54:00:00:00:01 "
+        "-device virtio-net-pci,id=nic0,netdev=net0,romfile=,disable-modern=on,"
+        "mac=52:54:00:00:00:01 "
         "-chardev socket,id=understudy-qmp,fd=3,server=on,wait=off "
         "-mon chardev=understudy-qmp,mode=control "
         "-chardev socket,id=understudy-stop,fd=17,server=on,wait=off "
         "-mon chardev=understudy-stop,mode=control -S -device virtio-rng-pci");
+    args_done(&args);
+}
+
+static void leaves_both_interfaces(void **state)
+{
+    struct vm_spec spec = example();
+    struct hyp_launch launch = launch_of(&spec, false);
+    struct args args = {0};
+
+    (void)state;
+    spec.virtio = VM_VIRTIO_TRANSITIONAL;
+    assert_int_equal(args_build(&args, &launch, NULL), 0);
+    assert_non_null(strstr(joined(&args), "netdev=net0,romfile=,mac="));
     args_done(&args);
 }
 
@@ -126,13 +141,15 @@ static void gives_the_disks(void **state)
         joined(&args),
         " -blockdev driver=nbd,node-name=disk0,server.type=unix,"
         "server.path=/run/a,,b/disk0.sock,discard=unmap,reconnect-delay=31536000,read-only=off "
-        "-device virtio-blk-pci,id=disk0,drive=disk0,num-queues=1,ioeventfd=off,write-cache=on,"
+        "-device virtio-blk-pci,id=disk0,drive=disk0,disable-modern=on,num-queues=1,"
+        "ioeventfd=off,write-cache=on,"
         "config-wce=off,discard=on,write-zeroes=on,werror=report,rerror=report,"
         "cyls=2080,heads=16,secs=63 "
         "-blockdev driver=nbd,node-name=disk1,server.type=unix,"
         "server.path=/proc/self/fd/5/"
         "disk1.sock,discard=unmap,reconnect-delay=31536000,read-only=on "
-        "-device virtio-blk-pci,id=disk1,drive=disk1,num-queues=1,ioeventfd=off,write-cache=off,"
+        "-device virtio-blk-pci,id=disk1,drive=disk1,disable-modern=on,num-queues=1,"
+        "ioeventfd=off,write-cache=off,"
         "config-wce=off,discard=on,write-zeroes=on,werror=report,rerror=report,"
         "cyls=16383,heads=16,secs=63,serial=data1 "));
     args_done(&args);
@@ -301,10 +318,15 @@ static void asks_the_emulator(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(builds_a_primary),        cmocka_unit_test(builds_the_same_standby),
-        cmocka_unit_test(gives_the_disks),         cmocka_unit_test(refuses_what_is_not_resolved),
-        cmocka_unit_test(refuses_extra_arguments), cmocka_unit_test(takes_other_extra_arguments),
-        cmocka_unit_test(pins_machine_types),      cmocka_unit_test(asks_the_emulator),
+        cmocka_unit_test(builds_a_primary),
+        cmocka_unit_test(leaves_both_interfaces),
+        cmocka_unit_test(builds_the_same_standby),
+        cmocka_unit_test(gives_the_disks),
+        cmocka_unit_test(refuses_what_is_not_resolved),
+        cmocka_unit_test(refuses_extra_arguments),
+        cmocka_unit_test(takes_other_extra_arguments),
+        cmocka_unit_test(pins_machine_types),
+        cmocka_unit_test(asks_the_emulator),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

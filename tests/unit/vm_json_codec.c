@@ -9,7 +9,8 @@
 static const char golden[] =
     "{\"name\":\"web\",\"memory_bytes\":268435456,\"cpus\":2,\"machine\":\"pc-i440fx-7.2\","
     "\"cpu\":\"qemu64\",\"accel\":\"tcg\",\"kernel\":\"/k\",\"initrd\":\"/i\",\"append\":\"quiet\","
-    "\"firmware\":\"\",\"nics\":[{\"mac\":\"52:54:00:12:34:56\",\"bridge\":\"br0\"}],"
+    "\"firmware\":\"\",\"virtio\":\"legacy\",\"nics\":[{\"mac\":\"52:54:00:12:34:56\",\"bridge\":"
+    "\"br0\"}],"
     "\"disks\":[{\"path\":\"/d\",\"size_bytes\":1073741824,\"serial\":\"s1\","
     "\"read_only\":false,\"cache\":\"writeback\"}],"
     "\"qemu_args\":[\"-device\",\"virtio-rng-pci\"],\"protect\":{\"standby\":\"hostb\","
@@ -29,6 +30,7 @@ static struct vm_spec sample(void)
         .kernel = "/k",
         .initrd = "/i",
         .append = "quiet",
+        .virtio = VM_VIRTIO_LEGACY,
         .n_nics = 1,
         .nics = {{.mac = {0x52, 0x54, 0, 0x12, 0x34, 0x56}, .bridge = "br0"}},
         .n_disks = 1,
@@ -115,6 +117,20 @@ static void test_old(void **state)
     assert_int_equal(s.protect.outrun, VM_OUTRUN_THROTTLE);
 }
 
+/* Such a host's VM has the devices that were the only ones then. */
+static void test_old_devices(void **state)
+{
+    static const char key[] = "\"virtio\":\"legacy\",";
+    const char *at = strstr(golden, key);
+    struct vm_spec s;
+    struct err err = {""};
+    char text[2048];
+
+    (void)snprintf(text, sizeof(text), "%.*s%s", (int)(at - golden), golden, at + strlen(key));
+    assert_int_equal(vm_json_decode(text, strlen(text), &s, &err), 0);
+    assert_int_equal(s.virtio, VM_VIRTIO_TRANSITIONAL);
+}
+
 /* Replaces the first `from` in the golden text by `to`, and gives what decoding says. */
 static const char *twisted(const char *from, const char *to)
 {
@@ -147,6 +163,8 @@ static void test_refusals(void **state)
     assert_string_equal(twisted("\"web\"", "\"../web\""),
                         "name: \"../web\" is not a name (a-z, 0-9 and -, 63 at most)");
     assert_string_equal(twisted("\"/k\"", "\"k\""), "kernel: \"k\" is not an absolute path");
+    assert_string_equal(twisted("\"legacy\"", "\"modern\""),
+                        "virtio: must be \"legacy\" or \"transitional\"");
     assert_string_equal(twisted("\"tcg\"", "\"xen\""),
                         "accel: \"xen\" is not an accelerator (tcg, kvm)");
     assert_string_equal(twisted("52:54:00:12:34:56", "52:54:00:12:34:5g"),
@@ -220,8 +238,10 @@ static void test_mac(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_golden), cmocka_unit_test(test_back),     cmocka_unit_test(test_full),
-        cmocka_unit_test(test_old),    cmocka_unit_test(test_refusals), cmocka_unit_test(test_mac),
+        cmocka_unit_test(test_golden),      cmocka_unit_test(test_back),
+        cmocka_unit_test(test_full),        cmocka_unit_test(test_old),
+        cmocka_unit_test(test_old_devices), cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_mac),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -29,6 +29,7 @@ static void test_defaults(void **state)
     assert_string_equal(s.machine, "");
     assert_string_equal(s.cpu_model, "qemu64");
     assert_string_equal(s.accel, "");
+    assert_int_equal(s.virtio, VM_VIRTIO_LEGACY);
     assert_int_equal(s.n_nics, 0);
     assert_int_equal(s.n_disks, 0);
     assert_int_equal(s.protect.copy_rate_bytes, 0);
@@ -54,6 +55,7 @@ static void test_everything(void **state)
                            "kernel: vmlinuz\n"
                            "initrd: ./initrd\n"
                            "append: console=ttyS0 quiet\n"
+                           "virtio: transitional\n"
                            "nics:\n"
                            "  - mac: 52:54:00:AB:cd:01\n"
                            "    bridge: br0\n"
@@ -82,6 +84,7 @@ static void test_everything(void **state)
     assert_string_equal(s.machine, "pc-i440fx-7.2");
     assert_string_equal(s.kernel, "/etc/vmlinuz");
     assert_string_equal(s.initrd, "/etc/./initrd");
+    assert_int_equal(s.virtio, VM_VIRTIO_TRANSITIONAL);
     assert_int_equal(s.n_nics, 2);
     assert_int_equal(s.nics[0].mac[3], 0xab);
     assert_string_equal(s.nics[1].bridge, "br1");
@@ -224,6 +227,8 @@ static const struct {
     {"name: web\nmemory: 64M\nfirmware: /f\nappend: x\n",
      "/etc/web.yaml:4: append: needs a kernel"},
     {HEAD "append: \"a\\nb\"\n", "/etc/web.yaml:4: append: has a control character"},
+    {HEAD "virtio: modern\n",
+     "/etc/web.yaml:4: virtio: \"modern\" is neither legacy nor transitional"},
     {HEAD "qemu_args: -x\n", "/etc/web.yaml:4: qemu_args: a list belongs here"},
     {HEAD "protect:\n  interval: {min: 5ms}\n", "/etc/web.yaml:4: protect: \"standby\" is missing"},
     {HEAD "protect:\n  standby: hostb\n  interval: 5ms\n",

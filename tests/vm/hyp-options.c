@@ -51,7 +51,7 @@ void hyp_options_parse(int argc, char **argv, struct hyp_options *ret_options)
         {"memory", NULL, &o.memory},       {"cpus", NULL, &o.cpus},
         {"nics", NULL, &o.nics},           {"disks", NULL, &o.disks},
         {"pages", NULL, &o.pages},         {"delay", NULL, &o.delay},
-        {"alternate", NULL, &o.alternate},
+        {"alternate", NULL, &o.alternate}, {"transitional", NULL, &o.transitional},
     };
     struct option names[sizeof(options) / sizeof(options[0]) + 1] = {0};
     int r, i;

@@ -10,6 +10,7 @@ struct hyp_options {
     unsigned int cpus, nics, disks;
     unsigned int pages, delay; /* of the guest of hyp-guest.h */
     unsigned int alternate;    /* every other checkpoint is a migration, to compare */
+    unsigned int transitional; /* virtio devices have the interface of version 1.0, too */
 };
 
 /* Fills in the defaults; ends the program when something is wrong. The texts are borrowed. */

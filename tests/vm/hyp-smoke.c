@@ -106,6 +106,7 @@ static void fill_spec(struct vm_spec *spec)
         .name = "smoke",
         .memory_bytes = (uint64_t)options.memory << 20,
         .cpus = options.cpus,
+        .virtio = options.transitional ? VM_VIRTIO_TRANSITIONAL : VM_VIRTIO_LEGACY,
         .n_nics = options.nics,
     };
 #define SET(field, value)                                                                          \
