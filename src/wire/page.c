@@ -60,8 +60,18 @@ int state_piece_decode(struct packer *p, const struct wire_state *piece, uint8_t
 
 void state_xor(uint8_t *out, const uint8_t *a, const uint8_t *b, size_t n)
 {
-    for (size_t i = 0; i < n; i++)
-        out[i] = a[i] ^ b[i];
+    uint64_t x[8], y[8]; /* so many at a time become vector operations */
+    size_t at = 0;
+
+    for (; at + sizeof(x) <= n; at += sizeof(x)) {
+        memcpy(x, a + at, sizeof(x));
+        memcpy(y, b + at, sizeof(y));
+        for (unsigned i = 0; i < sizeof(x) / sizeof(x[0]); i++)
+            x[i] ^= y[i];
+        memcpy(out + at, x, sizeof(x));
+    }
+    for (; at < n; at++)
+        out[at] = a[at] ^ b[at];
 }
 
 int pages_decode(struct packer *p, const struct wire_pages *pages, uint8_t *out, struct err *err)
