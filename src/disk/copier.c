@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <xxhash.h>
+#include <xxh_x86dispatch.h>
 
 #include "base/cleanup.h"
 #include "base/fault.h"

@@ -13,7 +13,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
-#include <xxhash.h>
+#include <xxh_x86dispatch.h>
 
 #include "base/cleanup.h"
 #include "base/fault.h"
