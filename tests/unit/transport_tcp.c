@@ -2,15 +2,19 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "plain_transport.h"
 #include "unit.h"
+
+#include "io/clock.h"
 
 static void wait_for(int fd, short events)
 {
@@ -230,6 +234,73 @@ static void shutdown_ends_a_blocked_read(void **state)
     close_pair(pair);
 }
 
+/* A listening socket on the loopback, and a connection to it whose client keeps its part of the
+ * handshake, the last acknowledgement, until it has something to say. */
+static void connect_quietly(int *ret_listening, int *ret_fd)
+{
+    struct sockaddr_in where = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t n = sizeof(where);
+    int off = 0;
+
+    *ret_listening = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    *ret_fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_int_equal(bind(*ret_listening, (struct sockaddr *)&where, n), 0);
+    assert_int_equal(getsockname(*ret_listening, (struct sockaddr *)&where, &n), 0);
+    assert_int_equal(listen(*ret_listening, 1), 0);
+    assert_int_equal(setsockopt(*ret_fd, IPPROTO_TCP, TCP_QUICKACK, &off, sizeof(off)), 0);
+    assert_int_equal(transport_round_trip_ns(*ret_fd), 0);
+    assert_int_equal(connect(*ret_fd, (struct sockaddr *)&where, n), 0);
+}
+
+/* One byte there, and one back. Returns the ns that it took. */
+static uint64_t ping(const int fd[2])
+{
+    uint64_t since = clock_now_ns();
+    char byte = 'x';
+
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(write(fd[i], &byte, 1), 1);
+        assert_int_equal(read(fd[1 - i], &byte, 1), 1);
+    }
+    return clock_now_ns() - since;
+}
+
+static void round_trip_is_the_shortest(void **state)
+{
+    const uint64_t quiet_ns = 20 * NS_PER_MS; /* much less than the kernel has patience for */
+    const struct timespec quiet = {.tv_nsec = (long)quiet_ns};
+    uint64_t since = clock_now_ns(), connected_ns, took_ns;
+    int listening, fd[2];
+    char byte;
+
+    connect_quietly(&listening, &fd[1]);
+    connected_ns = clock_now_ns() - since;
+    assert_in_range(transport_round_trip_ns(fd[1]), 1, connected_ns);
+
+    assert_int_equal(nanosleep(&quiet, NULL), 0);
+    assert_int_equal(write(fd[1], "x", 1), 1);
+    fd[0] = accept4(listening, NULL, NULL, SOCK_CLOEXEC);
+    assert_true(fd[0] >= 0);
+    assert_int_equal(read(fd[0], &byte, 1), 1);
+    assert_in_range(transport_round_trip_ns(fd[0]), quiet_ns, clock_now_ns() - since);
+
+    took_ns = ping(fd);
+    assert_in_range(transport_round_trip_ns(fd[0]), 1, took_ns);
+    for (int i = 0; i < 2; i++)
+        close(fd[i]);
+    close(listening);
+}
+
+static void round_trip_of_no_network(void **state)
+{
+    int fd[2];
+
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fd), 0);
+    assert_int_equal(transport_round_trip_ns(fd[0]), 0);
+    for (int i = 0; i < 2; i++)
+        close(fd[i]);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -242,6 +313,8 @@ int main(void)
         cmocka_unit_test(end_of_stream),
         cmocka_unit_test(not_ready_is_eagain),
         cmocka_unit_test(shutdown_ends_a_blocked_read),
+        cmocka_unit_test(round_trip_is_the_shortest),
+        cmocka_unit_test(round_trip_of_no_network),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
