@@ -2,7 +2,6 @@
 /* What it costs to find out which pages were written: bench-scan RUNS MIB [MIB...]. Prints a line
  * of JSON for each run of each configuration; they take turns. bench/scan reads them. */
 #include <fcntl.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -16,6 +15,7 @@
 #include "hyp/qemu/dirty.h"
 #include "hyp/qemu/uffd_inject.h"
 #include "io/clock.h"
+#include "io/thread.h"
 
 enum {
     WRITTEN = 1000,     /* pages in a run */
@@ -164,9 +164,7 @@ int main(int argc, char **argv)
     struct err err;
     unsigned ways;
 
-    /* As the guard does; helper threads and the fault handler have the usual priority there, too.
-     */
-    (void)sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &(struct sched_param){1});
+    (void)thread_raise_priority(); /* as the guard does */
     if (runs == 0)
         fail("usage: bench-scan RUNS MIB [MIB...]");
     if (dirty_probe_kernel(&ways, &err) < 0)

@@ -28,7 +28,7 @@ static const int kept[] = {
     CAP_CHOWN,        /* launch: files for the hypervisor's user */
     CAP_SETUID,       /* launch */
     CAP_SETGID,       /* launch */
-    CAP_SYS_NICE,     /* real-time priority */
+    CAP_SYS_NICE,     /* real-time priority, also for a thread that is started later */
 };
 
 static const char *const refused[] = {
@@ -102,8 +102,7 @@ static const char *const refused[] = {
     "add_key",
     "request_key",
     "fanotify_init",
-    /* the priority is set */
-    "sched_setscheduler",
+    /* priorities; but see add_rules() */
     "sched_setparam",
     "sched_setattr",
     "setpriority",
@@ -151,8 +150,12 @@ int confine_early(struct err *err)
 
 static int add_rules(scmp_filter_ctx filter)
 {
+    const struct scmp_arg_cmp not_itself = SCMP_A0(SCMP_CMP_NE, 0);
     int r = seccomp_attr_set(filter, SCMP_FLTATR_CTL_TSYNC, 1);
 
+    if (r == 0) /* a thread sets its own priority, and nobody else's */
+        r = seccomp_rule_add_array(filter, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(sched_setscheduler), 1,
+                                   &not_itself);
     for (size_t i = 0; r == 0 && i < sizeof(refused) / sizeof(refused[0]); i++) {
         int number = seccomp_syscall_resolve_name(refused[i]);
 

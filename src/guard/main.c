@@ -2,7 +2,6 @@
 #include <argp.h>
 #include <errno.h>
 #include <malloc.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,6 +16,7 @@
 #include "host/records.h"
 #include "io/log.h"
 #include "io/peers.h"
+#include "io/thread.h"
 #include "io/tls.h"
 #include "io/vm_json.h"
 #include "standby/standby.h"
@@ -453,14 +453,13 @@ static void keep_memory(void)
     (void)mallopt(M_TRIM_THRESHOLD, 128 << 20);
 }
 
-/* Heartbeats and cuts must not wait behind the guest for a core. Not inherited by the hypervisor.
- */
+/* Heartbeats and cuts must not wait behind the guest for a core. */
 static void raise_priority(void)
 {
-    struct sched_param param = {.sched_priority = 1};
+    int r = thread_raise_priority();
 
-    if (sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &param) < 0)
-        log_info("no real-time priority: %s", strerror(errno));
+    if (r < 0)
+        log_info("no real-time priority: %s", strerror(-r));
 }
 
 static int run(struct process *p, struct err *err)

@@ -2,7 +2,6 @@
 #include "witness/daemon.h"
 
 #include <errno.h>
-#include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/inotify.h>
@@ -13,6 +12,7 @@
 
 #include "base/cleanup.h"
 #include "io/log.h"
+#include "io/thread.h"
 #include "io/tls.h"
 #include "witness/hosts.h"
 #include "witness/server.h"
@@ -30,9 +30,7 @@ struct daemon {
 /* A witness that waits for the CPU makes an outage longer. It needs next to no time itself. */
 static void raise_priority(void)
 {
-    struct sched_param param = {.sched_priority = 1};
-
-    (void)sched_setscheduler(0, SCHED_RR, &param); /* not allowed: then without */
+    (void)thread_raise_priority(); /* not allowed: then without */
 }
 
 /* A connection takes a descriptor, and the usual limit is low for old programs' sake. */

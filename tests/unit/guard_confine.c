@@ -22,6 +22,7 @@
 #include "unit.h"
 
 #include "guard/confine.h"
+#include "io/thread.h"
 
 enum { STRANGER = 64110 };
 
@@ -160,6 +161,9 @@ static void refuses_all(void)
     MUST(unshare(CLONE_FILES) < 0 && errno == EPERM); /* which would need no privilege */
     MUST(syscall(SYS_bpf, 0, NULL, 0) < 0 && errno == EPERM);
     MUST(syscall(SYS_io_uring_setup, 1, NULL) < 0 && errno == EPERM);
+    MUST(sched_setscheduler(getppid(), SCHED_OTHER, &(struct sched_param){0}) < 0 &&
+         errno == EPERM);
+    MUST(nice(-1) < 0 && errno == EPERM);
     MUST(socket(AF_NETLINK, SOCK_RAW, 0) < 0 && errno == EPERM);
     MUST(socket(AF_PACKET, SOCK_RAW, 0) < 0 && errno == EPERM);
     MUST(syscall(SYS_socket, 1L << 32 | AF_NETLINK, SOCK_RAW, 0) < 0 && errno == EPERM);
@@ -194,8 +198,14 @@ static void late_refuses_in_all_threads(void **state)
     in_child(late_refuses_body);
 }
 
-static void *nothing(void *arg)
+/* As the thread does that handles the guest's writes to protected pages. */
+static void *raise_priority(void *arg)
 {
+    struct sched_param param;
+
+    MUST(thread_raise_priority() == 0);
+    MUST(sched_getscheduler(0) == (SCHED_RR | SCHED_RESET_ON_FORK));
+    MUST(sched_getparam(0, &param) == 0 && param.sched_priority == 1);
     return arg;
 }
 
@@ -204,7 +214,6 @@ static void late_allows_body(void)
     static const char secret[] = "guest";
     char copy[sizeof(secret)], path[] = "/tmp/us-confine.XXXXXX";
     struct iovec local = {copy, sizeof(copy)}, remote = {(void *)(uintptr_t)secret, sizeof(secret)};
-    struct sched_param param;
     pthread_t thread;
     int status, fds[2], size = 1 << 22, got;
     socklen_t n = sizeof(got);
@@ -227,8 +236,8 @@ static void late_allows_body(void)
     MUST(setsockopt(fds[0], SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof(size)) == 0);
     MUST(getsockopt(fds[0], SOL_SOCKET, SO_SNDBUF, &got, &n) == 0 && got >= size);
     MUST(socket(AF_INET, SOCK_STREAM, 0) >= 0 && socket(AF_INET6, SOCK_STREAM, 0) >= 0);
-    MUST(sched_getparam(0, &param) == 0);
-    MUST(pthread_create(&thread, NULL, nothing, NULL) == 0 && pthread_join(thread, NULL) == 0);
+    MUST(pthread_create(&thread, NULL, raise_priority, NULL) == 0);
+    MUST(pthread_join(thread, NULL) == 0);
     fd = mkstemp(path);
     MUST(fd >= 0 && write(fd, "x", 1) == 1 && fsync(fd) == 0 && unlink(path) == 0);
 }

@@ -141,6 +141,7 @@ static void *watch_thread(void *user)
     struct pollfd fds[] = {{.fd = w->uffd, .events = POLLIN}, {.fd = w->stop_fd, .events = POLLIN}};
     int r = 0;
 
+    (void)thread_raise_priority(); /* vCPUs wait for us; the log tells where it is not allowed */
     while (r == 0 && !fds[1].revents) {
         if (poll(fds, 2, -1) > 0 && fds[0].revents)
             r = read_faults(w);
