@@ -239,6 +239,13 @@ inline enter_isolated(h) {
 }
 #endif
 
+/* The guest outruns the link, which stays, as for `unprotect`: epochs go on until the swap. */
+#ifdef PLANT_OUTRUN_UNASKED
+#define outrun(h) enter_solo(h)
+#else
+#define outrun(h) enter_isolated(h)
+#endif
+
 /* ---- the primary ---- */
 
 inline primary_link_lost(h) {
@@ -612,6 +619,7 @@ end:
                 -> faults--; resume(h) } /* new keys: the link is replaced by another one */
     :: d_step { faults && (st[h] == PAIRING || st[h] == PROTECTED || st[h] == HANDING)
                 -> faults--; enter_isolated(h) } /* unprotect: the link stays */
+    :: d_step { faults && st[h] == PROTECTED -> faults--; outrun(h) }
     :: d_step { faults && (primary(h) || standby(h)) && q[h].phase != IDLE
                 -> faults--; give_up(h) }
     :: d_step { faults && primary(h) && link[h] != DOWN -> faults--; primary_link_lost(h) }

@@ -35,6 +35,8 @@ DEEP = [
 # A planted error, what the search for it takes, and whether it shows only as endless repetition.
 PLANTS = [
     ("SOLO_UNASKED", "a primary goes solo without the swap", ["FAULTS=1", "EPOCHS=0"], False),
+    ("OUTRUN_UNASKED", "a primary that outruns its link goes solo without the swap",
+     ["FAULTS=1", "EPOCHS=0"], False),
     ("NO_TERMS", "a swap compares owner and mode only", ["FAULTS=1", "EPOCHS=0"], False),
     ("TERM_REUSED", "a pair term that was given away is used again", ["FAULTS=3", "EPOCHS=0"],
      False),
