@@ -14,12 +14,18 @@
  * that is written while it is copied is dirty and comes again, so nothing torn survives. Seeding
  * epochs carry no term: nobody can activate them.
  *
+ * The loop only lists pages; the sender copies them when it is their turn. So a copy may be newer
+ * than the epoch that it goes with, which is harmless as long as all of seeding's epochs are
+ * acknowledged before the first checkpoint is cut (end_round). Copying here would take a core away
+ * from all other guards, with real-time priority: staging memory that is used for the first time is
+ * cleared by the kernel first, a millisecond for every 100 pages or so.
+ *
  * Works in small steps between the loop's other events, and stops when staging memory or
  * acknowledgements run out. */
 
 enum {
     EPOCH_PAGES = 4096,  /* pages per seeding epoch */
-    STEP_CHUNKS = 4,     /* chunks per step: about a millisecond */
+    STEP_CHUNKS = 4,     /* chunks per step: some microseconds */
     ROUNDS_MAX = 8,      /* then the guest is simply fast */
     LITTLE_PAGES = 1024, /* dirty: seeding is done */
 };
@@ -29,7 +35,7 @@ bool seed_may_cut(const struct guard *g)
     return g->seed.last_epoch - g->core.committed < SEEDS_IN_FLIGHT;
 }
 
-/* The next run of pages to copy, at most `room` long. False at the end of the round. */
+/* The next run of pages to send, at most `room` long. False at the end of the round. */
 static bool next_run(struct guard *g, uint64_t room, struct page_run *ret_run)
 {
     struct seed *s = &g->seed;
@@ -54,17 +60,16 @@ static bool next_run(struct guard *g, uint64_t room, struct page_run *ret_run)
     return true;
 }
 
-/* Fills one chunk. False at the end of the round. */
+/* Lists a chunk's pages. False at the end of the round. */
 static bool fill(struct guard *g, struct stage_chunk *chunk)
 {
     struct page_run run;
     uint64_t i;
 
+    chunk->ram = g->body->ram;
     while (chunk->n_pages < STAGE_CHUNK_PAGES) {
         if (!next_run(g, STAGE_CHUNK_PAGES - chunk->n_pages, &run))
             return false;
-        memcpy(chunk->bytes + (size_t)chunk->n_pages * STAGE_PAGE_BYTES,
-               g->body->ram + run.first * VM_PAGE_BYTES, run.count * VM_PAGE_BYTES);
         for (i = 0; i < run.count; i++)
             chunk->number[chunk->n_pages++] = run.first + i;
     }

@@ -61,7 +61,9 @@ int sender_attach(struct sender *s, struct transport *t) US_MUST_CHECK;
 void sender_detach(struct sender *s);
 
 /* Feeding. begin: pair_term as in wire_epoch_begin; disk: the epoch's records (NULL: none),
- * borrowed and unchanged until the epoch is acknowledged or the sender detached. chunk: taken.
+ * borrowed and unchanged until the epoch is acknowledged or the sender detached. chunk: taken; the
+ * thread copies what is still in memory (chunk->ram, borrowed until the same time) when its turn
+ * comes, so those pages must not be part of a state of one moment.
  * state: copied (format is the state's tag); at most one per epoch, may be left out. end: counts
  * and digest are the sender's business. 0; -EBUSY (begin only: too many epochs are queued); state
  * only: -EINVAL for an empty state, or one or a tag that is too long for the protocol, -ENOMEM. */

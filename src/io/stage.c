@@ -67,6 +67,7 @@ struct stage_chunk *stage_pool_get(struct stage_pool *pool)
     if (chunk) {
         chunk->next = NULL;
         chunk->n_pages = 0;
+        chunk->ram = NULL;
     }
     return chunk;
 }

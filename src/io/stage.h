@@ -17,6 +17,7 @@ struct stage_chunk {
     uint32_t n_pages;                   /* filled so far */
     uint64_t number[STAGE_CHUNK_PAGES]; /* guest page numbers */
     uint8_t *bytes;                     /* STAGE_CHUNK_PAGES pages */
+    const uint8_t *ram;                 /* where the pages are still to be copied from; or NULL */
 };
 
 struct stage_pool;

@@ -192,6 +192,44 @@ static void epoch_without_state(void **state)
     rig_free(&rig);
 }
 
+/* Seeding: pages that the sender is to copy itself. It takes them as they are when it sends them,
+ * and a chunk that comes back is as any other. */
+static void pages_left_in_memory(void **state)
+{
+    static uint8_t ram[RIG_PAGES][STAGE_PAGE_BYTES];
+    struct stage_chunk *chunk;
+    uint64_t seed = 1;
+    struct rig rig;
+    int fd[2];
+
+    for (size_t i = 0; i < RIG_PAGES; i++)
+        rig_fill(&seed, ram[i]);
+    rig_new(&rig);
+    assert_int_equal(sender_begin(rig.sender, 1, 0, NULL), 0); /* dropped: there is no link */
+    chunk = stage_pool_get(rig.send_pool);
+    chunk->ram = ram[0];
+    sender_chunk(rig.sender, chunk);
+    sender_end(rig.sender);
+    chunk = stage_pool_get(rig.send_pool);
+    assert_null(chunk->ram);
+    stage_pool_put(rig.send_pool, chunk);
+
+    rig_socketpair(fd);
+    rig_attach_sender(&rig, fd[0]);
+    rig_attach_receiver(&rig, fd[1]);
+    assert_int_equal(sender_begin(rig.sender, 1, 0, NULL), 0);
+    chunk = stage_pool_get(rig.send_pool);
+    chunk->ram = ram[0];
+    for (uint64_t i = 0; i < RIG_PAGES; i++) /* each once, in no order */
+        chunk->number[chunk->n_pages++] = i * 5 % RIG_PAGES;
+    sender_chunk(rig.sender, chunk);
+    sender_end(rig.sender);
+    assert_int_equal(rig_wait_staged(&rig, 1), 0);
+    rig_apply(&rig);
+    assert_memory_equal(rig.image, ram, sizeof(ram));
+    rig_free(&rig);
+}
+
 static void sender_without_a_link_takes_anything(void **state)
 {
     struct sender_report report;
@@ -329,6 +367,7 @@ int main(void)
         cmocka_unit_test(closing_with_an_epoch_staged),
         cmocka_unit_test(second_attach_is_refused),
         cmocka_unit_test(epoch_without_state),
+        cmocka_unit_test(pages_left_in_memory),
         cmocka_unit_test(sender_without_a_link_takes_anything),
         cmocka_unit_test(stuck_link_is_bounded),
         cmocka_unit_test(bad_state_is_refused),
