@@ -233,19 +233,33 @@ static void check_flushes(struct guard *g)
 
 /* ---- the epoch ---- */
 
+/* Copies all of the list. False: the staging memory has run out. Much, and into memory that the
+ * kernel has to clear first, takes longer than the peer's patience: it hears that we are at it. */
+static bool copy_all(struct guard *g)
+{
+    struct copy_set *set = &g->capture.set;
+
+    while (!copy_set_copy(set, COPY_BATCH_PAGES)) {
+        if (copy_set_full(set))
+            return copy_set_copy(set, UINT64_MAX); /* of what has a place already */
+        link_beat(g);
+    }
+    return true;
+}
+
 /* The last pass, as far as the staging memory goes; then lets the VM run. Of an epoch that is lost
  * already nothing but its list is needed. */
 static void copy(struct guard *g)
 {
     struct capture *c = &g->capture;
     uint64_t since = clock_now_ns();
-    bool done = c->fate != EPOCH_IN_FLIGHT || copy_set_copy(&c->set, UINT64_MAX);
+    bool done = c->fate != EPOCH_IN_FLIGHT || copy_all(g);
 
     fault_point("guard.copying");
     if (!done) {
         copy_set_refresh(&c->set);
         feed(g);
-        done = copy_set_copy(&c->set, UINT64_MAX);
+        done = copy_all(g);
     }
     c->now.copy_ns += clock_now_ns() - since;
     if (!done)
@@ -332,7 +346,7 @@ static void on_stopped(void *user)
     disks_phase(g->body->disks, DISK_STOPPED);
     if (g->capture.much && capture_may_cut(g)) {
         take_dirty(g);
-        (void)copy_set_copy(&g->capture.set, UINT64_MAX); /* the last pass does the rest */
+        (void)copy_all(g); /* the last pass does the rest */
     }
 }
 

@@ -235,6 +235,9 @@ void link_connect(struct guard *g, bool resume);
 void link_drop(struct guard *g, uint16_t bye);
 /* Says bye, if there is somebody to say it to, and keeps the link. */
 void link_say_bye(struct guard *g, uint16_t bye);
+/* Sends a heartbeat if one is due: to be called in the midst of what keeps the loop for longer than
+ * some milliseconds. It says, as any other, that the loop gets on. */
+void link_beat(struct guard *g);
 /* Peers, or this host's own key (own), have changed: what rests on a key that does not count any
  * more is made anew. */
 void link_keys_changed(struct guard *g, bool own);

@@ -135,10 +135,11 @@ static void on_broken(void *user, const char *why)
 
 /* ---- heartbeats ---- */
 
-static int on_heartbeat(sd_event_source *source, uint64_t usec, void *user)
+/* due_us: when it should have been. */
+static void beat(struct guard *g, uint64_t due_us)
 {
-    struct guard *g = user;
-    uint64_t late_ms = (clock_now_ns() / 1000 - usec) / 1000;
+    sd_event_source *source = g->link.heartbeat;
+    uint64_t late_ms = (clock_now_ns() / 1000 - due_us) / 1000;
     struct wire_msg msg = {.type = WIRE_HEARTBEAT, .epoch = g->core.next_epoch - 1};
 
     if (late_ms > g->config->timeouts.heartbeat_ms)
@@ -154,7 +155,21 @@ static int on_heartbeat(sd_event_source *source, uint64_t usec, void *user)
         addresses_tell(g);
     (void)sd_event_source_set_time_relative(source, g->config->timeouts.heartbeat_ms * 1000ull);
     (void)sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
+}
+
+static int on_heartbeat(sd_event_source *source, uint64_t usec, void *user)
+{
+    beat(user, usec);
     return 0;
+}
+
+void link_beat(struct guard *g)
+{
+    uint64_t due_us;
+
+    if (g->link.heartbeat && sd_event_source_get_time(g->link.heartbeat, &due_us) >= 0 &&
+        clock_now_ns() / 1000 >= due_us)
+        beat(g, due_us);
 }
 
 static int start_heartbeat(struct guard *g)
