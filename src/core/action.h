@@ -101,4 +101,11 @@ struct core_timing {
 
 #define CORE_NEVER UINT64_MAX
 
+/* When the peer counts as seen after this process has stood still for stood_ns, up to now: nobody
+ * listened meanwhile, so that is no silence of the peer's. */
+static inline uint64_t stood_still(uint64_t peer_seen_ns, uint64_t stood_ns, uint64_t now_ns)
+{
+    return stood_ns < now_ns - peer_seen_ns ? peer_seen_ns + stood_ns : now_ns;
+}
+
 #endif

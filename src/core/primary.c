@@ -478,13 +478,8 @@ static void on_timer(struct primary *p, uint64_t now, struct actions *out)
         start_refused(p, "the arbiter does not answer", out);
         return;
     }
-    if (p->link == LINK_UP && now >= p->peer_seen_ns + p->timing.peer_silent_ns) {
-        /* Late by itself: this process stood still, which says nothing about the peer. */
-        if (now >= p->peer_seen_ns + 2 * p->timing.peer_silent_ns)
-            p->peer_seen_ns = now;
-        else
-            on_link_lost(p, "the standby is silent", now, out);
-    }
+    if (p->link == LINK_UP && now >= p->peer_seen_ns + p->timing.peer_silent_ns)
+        on_link_lost(p, "the standby is silent", now, out);
     if (p->state == PRIMARY_HANDING && now >= p->hand_deadline_ns)
         enter_isolated(p, "the switchover takes too long", out);
     if (p->link == LINK_NONE && now >= p->connect_at_ns &&
@@ -525,6 +520,9 @@ void primary_step(struct primary *p, const struct primary_event *ev, uint64_t no
     case PEV_PEER_SEEN:
         if (p->link == LINK_UP)
             p->peer_seen_ns = now;
+        break;
+    case PEV_STOOD_STILL:
+        p->peer_seen_ns = stood_still(p->peer_seen_ns, ev->u.stood_ns, now);
         break;
     case PEV_ACK:
         on_ack(p, ev, now, out);

@@ -93,7 +93,8 @@ struct primary {
     char wanted[WIRE_NAME_BYTES]; /* host that shall be standby; "" = unprotected on purpose */
     char peer[WIRE_NAME_BYTES];   /* host of the session that is or was last tried */
     enum primary_link link;
-    uint64_t peer_seen_ns;  /* LINK_UP: when the standby was last heard */
+    uint64_t peer_seen_ns;  /* LINK_UP: when the standby was last heard; later by as much as we
+                             * have stood still since */
     uint64_t connect_at_ns; /* LINK_NONE: when to try next; CORE_NEVER = do not */
 
     uint64_t next_epoch; /* number of the next epoch to cut */
@@ -126,6 +127,7 @@ enum primary_event_type {
                       * session; PEV_LINK_READY or PEV_LINK_FAILED follows. The pair may be left by
                       * now: epochs were lost with the old link all the same */
     PEV_PEER_SEEN,   /* any message came on the control channel */
+    PEV_STOOD_STILL, /* this process got no CPU, or did not listen, until now: u.stood_ns */
     PEV_ACK,         /* u.ack */
     PEV_PEER_BYE,    /* the standby gives the session up: u.bye */
     PEV_SEEDED,      /* every page was sent once and little is dirty */
@@ -155,6 +157,7 @@ struct primary_event {
         } ack;
         uint16_t bye;
         char host[WIRE_NAME_BYTES];
+        uint64_t stood_ns;
     } u;
 };
 

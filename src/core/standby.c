@@ -205,7 +205,7 @@ static void on_peer_bye(struct standby *s, uint16_t reason, uint64_t now, struct
 
 static void on_silence(struct standby *s, uint64_t now, struct actions *out)
 {
-    /* Late by itself: this process stood still, which says nothing about the primary. */
+    /* Late by itself: this process stood still, and without a link no heartbeat was due to tell. */
     if (now >= s->peer_seen_ns + 2 * s->timing.peer_silent_ns) {
         s->peer_seen_ns = now;
         return;
@@ -252,6 +252,9 @@ void standby_step(struct standby *s, const struct standby_event *ev, uint64_t no
     case SEV_PEER_SEEN:
         if (s->link_up)
             s->peer_seen_ns = now;
+        break;
+    case SEV_STOOD_STILL:
+        s->peer_seen_ns = stood_still(s->peer_seen_ns, ev->u.stood_ns, now);
         break;
     case SEV_STAGED:
         on_staged(s, ev, out);

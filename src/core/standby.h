@@ -40,9 +40,10 @@ struct standby {
 
     enum standby_state state;
     bool link_up;
-    uint64_t peer_seen_ns;
-    uint64_t epoch; /* newest whole epoch here; 0 = none */
-    uint64_t right; /* its pair term; 0 = no right to take over */
+    uint64_t
+        peer_seen_ns; /* when it was last heard; later by as much as we have stood still since */
+    uint64_t epoch;   /* newest whole epoch here; 0 = none */
+    uint64_t right;   /* its pair term; 0 = no right to take over */
 
     uint64_t claimed; /* highest term for which a claim was ever sent; 0 = none */
     bool forced;      /* CLAIMING: wanted by an operator or the primary itself, which lives */
@@ -58,6 +59,7 @@ enum standby_event_type {
     SEV_LINK_RESUMED, /* the primary came back with the same session */
     SEV_LINK_LOST,    /* a channel broke */
     SEV_PEER_SEEN,    /* any message came on the control channel */
+    SEV_STOOD_STILL,  /* this process got no CPU, or did not listen, until now: u.stood_ns */
     SEV_STAGED,       /* an epoch is whole and verified: u.staged */
     SEV_PEER_BYE,     /* u.bye */
     SEV_FAILOVER,     /* operator: take over now */
@@ -76,6 +78,7 @@ struct standby_event {
             uint64_t epoch, term;
         } staged;
         uint16_t bye;
+        uint64_t stood_ns;
     } u;
 };
 

@@ -140,11 +140,15 @@ static void beat(struct guard *g, uint64_t due_us)
 {
     sd_event_source *source = g->link.heartbeat;
     uint64_t late_ms = (clock_now_ns() / 1000 - due_us) / 1000;
+    struct primary_event stood = {.type = PEV_STOOD_STILL};
     struct wire_msg msg = {.type = WIRE_HEARTBEAT, .epoch = g->core.next_epoch - 1};
 
-    if (late_ms > g->config->timeouts.heartbeat_ms)
+    if (late_ms > g->config->timeouts.heartbeat_ms) {
         log_warning("a heartbeat is %llu ms late: this host is overloaded",
                     (unsigned long long)late_ms);
+        stood.u.stood_ns = late_ms * NS_PER_MS;
+        guard_event(g, &stood);
+    }
     msg.u.heartbeat.seq = ++g->link.heartbeat_seq;
     fault_point("guard.heartbeat");
     msg.u.heartbeat.term = g->core.record.term;

@@ -54,7 +54,13 @@ static int on_heartbeat(sd_event_source *source, uint64_t usec, void *user)
 {
     struct standby_shell *s = user;
     struct wire_msg msg = {.type = WIRE_HEARTBEAT, .epoch = s->core.epoch};
+    struct standby_event stood = {.type = SEV_STOOD_STILL};
+    uint64_t late_ms = (clock_now_ns() / 1000 - usec) / 1000;
 
+    if (late_ms > s->config->timeouts.heartbeat_ms) {
+        stood.u.stood_ns = late_ms * NS_PER_MS;
+        standby_event(s, &stood);
+    }
     msg.u.heartbeat.seq = ++s->heartbeat_seq;
     fault_point("standby.heartbeat");
     msg.u.heartbeat.term = s->core.right;

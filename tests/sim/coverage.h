@@ -45,7 +45,8 @@
     X(OUTRUN, "a protected VM was given up because it outran the link", 200)                       \
     X(OUTRUN_BACK, "... and protected again", 100)                                                 \
     X(THROTTLED, "VMs held after a cut until earlier epochs were acknowledged", 500)               \
-    X(LATE_PRIMARY, "a primary's timer that was late by itself", 100)                              \
+    X(STOOD_PRIMARY, "a primary that had stood still", 1000)                                       \
+    X(STOOD_STANDBY, "a standby that had stood still", 1000)                                       \
     X(LATE_STANDBY, "a standby's timer that was late by itself", 100)                              \
     X(ARB_CRASH_APPLIED, "a question carried out by an arbiter that crashed", 50)                  \
     X(ARB_ERROR, "errors of the arbiter", 100)                                                     \

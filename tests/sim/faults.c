@@ -415,7 +415,7 @@ void fault_hit(struct world *w)
         break;
     default:
         for (i = 0; i < w->n_hosts; i++)
-            host_freeze(w, i, for_ns / 8 + 300 * NS_PER_MS);
+            host_freeze(w, i, for_ns / 8);
         break;
     }
 }

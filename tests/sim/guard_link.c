@@ -223,8 +223,14 @@ void link_conn_lost(struct world *w, unsigned host, int conn)
 static void send_heartbeat(struct world *w, unsigned host)
 {
     struct sim_guard *g = &w->hosts[host].guard;
+    struct primary_event stood = {.type = PEV_STOOD_STILL};
     struct msg msg = {.type = MSG_HEARTBEAT};
 
+    stood.u.stood_ns = w->now_ns - g->heartbeat_at_ns;
+    if (stood.u.stood_ns > w->setup.heartbeat_ns) {
+        cover(w, COVER_STOOD_PRIMARY);
+        guard_step(w, host, &stood);
+    }
     conn_send(w, g->control, 0, &msg);
     g->heartbeat_at_ns = w->now_ns + w->setup.heartbeat_ns;
 }

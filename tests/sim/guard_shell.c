@@ -307,9 +307,6 @@ static void machine_timer(struct world *w, unsigned host)
     struct sim_guard *g = &w->hosts[host].guard;
     uint32_t life = w->hosts[host].proc[ROLE_GUARD].life;
 
-    if (g->core.link == LINK_UP &&
-        w->now_ns >= g->core.peer_seen_ns + 2 * g->core.timing.peer_silent_ns)
-        cover(w, COVER_LATE_PRIMARY);
     if (planted(w, PLANT_DEAF))
         guard_simple_step(w, host, PEV_PEER_SEEN);
     guard_simple_step(w, host, PEV_TIMER);

@@ -404,11 +404,17 @@ static void on_serving(struct world *w, unsigned host)
 static void on_timer(struct world *w, unsigned host)
 {
     struct sim_standby *s = &w->hosts[host].standby;
+    struct standby_event stood = {.type = SEV_STOOD_STILL};
     struct msg heartbeat = {.type = MSG_HEARTBEAT};
 
     if (!s->serving)
         return;
     if (w->now_ns >= s->heartbeat_at_ns) {
+        stood.u.stood_ns = w->now_ns - s->heartbeat_at_ns;
+        if (stood.u.stood_ns > w->setup.heartbeat_ns) {
+            cover(w, COVER_STOOD_STANDBY);
+            step(w, host, &stood);
+        }
         conn_send(w, s->control, 1, &heartbeat);
         s->heartbeat_at_ns = w->now_ns + w->setup.heartbeat_ns;
     }
