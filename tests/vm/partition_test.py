@@ -3,6 +3,8 @@
 """Links break, the arbiter dies, hosts freeze, operators give orders: never two histories, never an
 output that could be rolled back, never silence about lost protection."""
 
+import os
+import signal
 import time
 
 from rig import Rig, Tap, expect, protected_vm, wait_for
@@ -135,6 +137,28 @@ def frozen_standby():
         lab.wait_state("hosta", "protected", 30)
         expect(lab.state("hostb") == "ready", "the old copy was not replaced")
         ledger.check()
+
+
+@tap.test
+def both_frozen():
+    """hosts that stand still together for longer than they are patient remain a pair"""
+    with protected_vm("still") as (lab, ledger):
+        since = lab.status("hosta")["protected_since"]
+        processes = [lab.status(host)["pid"] for host in ("hostb", "hosta")]
+        for still_ms in (110, 160, 200, 250, 290):
+            for signal_ in (signal.SIGSTOP, signal.SIGCONT):
+                for pid in processes:  # the standby is the first one to look at the clock
+                    os.kill(pid, signal_)
+                if signal_ == signal.SIGSTOP:
+                    time.sleep(still_ms / 1e3)
+            epoch = lab.status("hosta")["committed_epoch"]
+            wait_for(f"an epoch after {still_ms} ms",
+                     lambda before=epoch: lab.status("hosta")["committed_epoch"] > before, 5)
+        status = lab.status("hosta")
+        expect(status["protected"] and status["protected_since"] == since,
+               f"the pair broke: {status}")
+        figures = ledger.check()
+        return f"# longest gap {figures['max_gap_ms']:.0f} ms"
 
 
 @tap.test
