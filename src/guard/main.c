@@ -462,6 +462,14 @@ static void raise_priority(void)
         log_info("no real-time priority: %s", strerror(-r));
 }
 
+/* What is left to do, freeing a VM's memory above all, must not keep others from a core. */
+static void lower_priority(void)
+{
+    const struct sched_param param = {.sched_priority = 0};
+
+    (void)sched_setscheduler(0, SCHED_OTHER | SCHED_RESET_ON_FORK, &param); /* less is allowed */
+}
+
 static int run(struct process *p, struct err *err)
 {
     sigset_t signals;
@@ -508,6 +516,7 @@ int main(int argc, char **argv)
     if (argp_parse(&argp, argc, argv, 0, NULL, &p.options))
         return 2;
     r = run(&p, &err);
+    lower_priority();
     if (r < 0) {
         log_error("%s", err.text);
         say_ready(&p, err.text);
