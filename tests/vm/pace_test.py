@@ -114,5 +114,28 @@ def outrun():
         lab.check_keeper()
 
 
+def loop_cpu_ms(lab):
+    """CPU time that the main thread of the VM's guard has used."""
+    pid = lab.status("hosta")["pid"]
+    with open(f"/proc/{pid}/task/{pid}/schedstat", encoding="ascii") as stat:
+        return int(stat.read().split()[0]) / 1e6
+
+
+@tap.test
+def seeding():
+    """a VM is seeded without work for the loop, whose priority keeps others from the CPU"""
+    with Rig("seeding", config=TIMEOUTS) as lab:
+        lab.start_vm(keeper_mib=160, keeper_rate=0, standby=None)
+        before = loop_cpu_ms(lab)
+        lab.must("hosta", "protect", "web", "--to", "hostb")
+        status = lab.wait_state("hosta", "protected", 60)
+        used = loop_cpu_ms(lab) - before
+        seeded_mib = status["bytes_raw"] / 2**20
+        text = f"# {used:.0f} ms for {seeded_mib:.0f} MiB"
+        expect(seeded_mib > 160, "little was seeded: " + text)
+        expect(used < seeded_mib / 2, "the loop copies pages: " + text)
+        return text
+
+
 if __name__ == "__main__":
     tap.run()
