@@ -72,6 +72,7 @@ class FaultLab:
     """Used as `with FaultLab() as lab`. `primary`, `standby`: the hosts as they are now."""
 
     def __init__(self, name):
+        os.environ["UNDERSTUDY_DIRTY"] = "both"  # as for a large guest
         self.rig = Rig(name)
         self.primary, self.standby = HOSTS
         self.supervisor = self.ledger = self.acks = self.options = None
@@ -160,6 +161,18 @@ class FaultLab:
             self.order(self.primary, "switchover")
             self.settle()
             self.replaced = replaced
+
+    def unprotect(self):
+        """Leaves the pair for good: the VM runs alone, and the standby has ended. False when that
+        did not come about in time, which a fault may prevent."""
+        primary, standby = self.primary, self.standby
+        self.order(primary, "unprotect")
+        with contextlib.suppress(Failure):
+            wait_for("the VM to be alone",
+                     lambda: self.status(primary).get("state") == "solo"
+                     and self.status(standby).get("role") == "none", 3)
+            return True
+        return False
 
     def break_link(self):
         """The data channel fails, by the host on which the present case has no fault."""

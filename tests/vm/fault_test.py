@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 
+import disks
 import fault_lab
 from fault_lab import FaultLab, Lost, quietly_kill
 from faults import name_hash
@@ -39,8 +40,9 @@ FAILURES_MAX = 25  # then it is of no use to go on
 
 # What really fails, and how. The first pattern that fits the point's name counts.
 ERRNOS = (
-    (r"room|run-list|ranges|record-task", "ENOMEM"),
-    (r"accept|pipe|hyp\.arm|pidfd|take-uffd|open-pagemap", "EMFILE"),
+    (r"room|run-list|copy-set|ranges|record-task|hyp\.watch", "ENOMEM"),
+    (r"accept|pipe|hyp\.arm|pidfd|take-uffd|open-pagemap|save-file", "EMFILE"),
+    (r"hyp\.lift", "EFAULT"),
     (r"spawn", "EAGAIN ENOMEM"),
     (r"tcp\.connect", "ENETUNREACH ECONNREFUSED"),
     (r"(tcp|tls)\.read|guard\.send|standby\.receive", "ECONNRESET ETIMEDOUT"),
@@ -99,10 +101,19 @@ def daemons_die(lab):
 
 
 def protect_anew(lab):
+    """... by a standby that has lost its copy of a disk meanwhile."""
     primary, standby = lab.primary, lab.standby
-    lab.order(primary, "unprotect")
-    wait_for("the VM to be alone", lambda: lab.status(primary).get("state") != "protected", 5)
+    if lab.unprotect():
+        os.unlink(disks.image(lab.rig, standby, "spare.img"))
     lab.order(primary, "protect", to=standby)
+
+
+def estimate(lab):
+    """What its protection would cost, while it is alone."""
+    lab.unprotect()
+    lab.order(lab.primary, "estimate", seconds=1)
+    time.sleep(1.2)
+    lab.order(lab.primary, "protect", to=lab.standby)
 
 
 def link_breaks(lab):
@@ -148,7 +159,7 @@ def start_anew(lab):
 
 STIMULI = {f.__name__: f for f in (
     steady, verify, standby_dies, hypervisor_dies, guard_dies, failover, switchover, daemons_die,
-    protect_anew, link_breaks, link_breaks_unseen, switchover_in_doubt, switchover_fails,
+    protect_anew, estimate, link_breaks, link_breaks_unseen, switchover_in_doubt, switchover_fails,
     much_is_written, start_anew)}
 SLOW = ("switchover_in_doubt", "switchover_fails", "much_is_written", "start_anew")
 MOVING = ("hypervisor_dies", "guard_dies", "failover", "switchover", "switchover_in_doubt")
