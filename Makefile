@@ -45,6 +45,9 @@ bench-disk: guest ## measure what replicated disks cost (root)
 bench-encoder: all ## compare ways to encode dirty pages
 	@bench/encoder
 
+bench-large: guest ## measure what protecting a VM costs, by its size (root, 4 minutes)
+	@bench/large
+
 bench-link: all ## measure what encryption costs the link
 	@bench/link
 
@@ -57,4 +60,4 @@ install: all ## install below DESTDIR
 clean: ## remove what was built
 	@rm -rf $(BUILD) bench/out
 
-.PHONY: all help setup guest demo check nightly bench bench-basic bench-disk bench-encoder bench-floor bench-link bench-scan install clean
+.PHONY: all help setup guest demo check nightly bench bench-basic bench-disk bench-encoder bench-floor bench-large bench-link bench-scan install clean
