@@ -72,14 +72,15 @@ int line_connect(const char *host, uint16_t port, int timeout_ms, int wait_ms, i
     struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(port)};
     uint64_t start = line_now_ns();
     uint64_t wait_until_ns = start + (uint64_t)wait_ms * 1000000;
+    /* A lost SYN is repeated by the kernel only after a second: rather try afresh. */
+    uint64_t attempt_ns = (uint64_t)(wait_ms ? 250 : timeout_ms) * 1000000;
 
     if (inet_pton(AF_INET, host, &to.sin_addr) != 1)
         return -EINVAL;
     for (;;) {
-        uint64_t now = line_now_ns();
-        /* A lost SYN is repeated by the kernel only after a second: rather try afresh. */
-        uint64_t attempt_ns = (uint64_t)(wait_ms ? 250 : timeout_ms) * 1000000;
-        int fd = connect_once(&to, timeout_ms, now + attempt_ns);
+        uint64_t end_ns = line_now_ns() + attempt_ns;
+        int fd = connect_once(&to, timeout_ms,
+                              wait_ms && end_ns > wait_until_ns ? wait_until_ns : end_ns);
 
         if (fd >= 0) {
             *ret_fd = fd;
@@ -87,6 +88,8 @@ int line_connect(const char *host, uint16_t port, int timeout_ms, int wait_ms, i
         }
         if (line_now_ns() >= wait_until_ns)
             return fd;
+        if (fd == -ETIMEDOUT) /* or it was not lost, and every answer takes as long */
+            attempt_ns *= 2;
         poll(NULL, 0, 50); /* there is no event for "now somebody listens" */
     }
 }
