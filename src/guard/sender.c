@@ -93,13 +93,6 @@ static struct job *job_at(struct sender *s, unsigned i)
     return &s->jobs[(s->first_job + i) % s->max_jobs];
 }
 
-static void notify(struct sender *s)
-{
-    uint64_t one = 1;
-
-    (void)!write(s->notify_fd, &one, sizeof(one)); /* a full eventfd is readable as well */
-}
-
 /* Gives up what is queued. Under the lock. */
 static void drop_jobs(struct sender *s)
 {
@@ -344,17 +337,19 @@ static void keep_state(struct sender *s, struct job *job)
     job->state_room = state.room;
 }
 
-static void finish_step(struct sender *s, const struct step *step, int rc,
+/* Returns true when there is news for the main thread: an error, an epoch that was sent, or staging
+ * memory that it may wait for. */
+static bool finish_step(struct sender *s, const struct step *step, int rc,
                         const struct yield *yield)
 {
-    bool news = rc != 0 || step->kind == STEP_CHUNK || step->kind == STEP_END;
+    bool news = rc != 0 || step->kind == STEP_END;
 
     report_yield(&s->report, yield);
     s->report.level = s->encoding.effort.level;
     if (step->kind == STEP_CHUNK) {
         s->report.page_bytes += (uint64_t)step->chunk->n_pages * STAGE_PAGE_BYTES;
         s->report.raw_bytes += (uint64_t)step->chunk->n_pages * STAGE_PAGE_BYTES;
-        stage_pool_put(s->pool, step->chunk);
+        news |= stage_pool_put(s->pool, step->chunk);
     } else if (step->kind == STEP_STATE) {
         s->report.state_bytes += step->job->n_state;
         s->report.raw_bytes += step->job->n_state;
@@ -370,8 +365,17 @@ static void finish_step(struct sender *s, const struct step *step, int rc,
         s->report.error = rc;
         drop_jobs(s);
     }
-    if (news)
-        notify(s);
+    return news;
+}
+
+/* Lets go of the lock: the main thread, which preempts this one, would only run into it. */
+static void notify(struct sender *s)
+{
+    uint64_t one = 1;
+
+    pthread_mutex_unlock(&s->lock);
+    (void)!write(s->notify_fd, &one, sizeof(one)); /* a full eventfd is readable as well */
+    pthread_mutex_lock(&s->lock);
 }
 
 static void *sender_thread(void *arg)
@@ -382,6 +386,7 @@ static void *sender_thread(void *arg)
     while (!s->stop) {
         struct step step = next_step(s);
         struct yield yield = {0};
+        bool news;
         int rc;
 
         if (step.kind == STEP_NONE) {
@@ -393,8 +398,10 @@ static void *sender_thread(void *arg)
         rc = do_step(s, &step, &yield);
         pthread_mutex_lock(&s->lock);
         s->busy = false;
-        finish_step(s, &step, rc, &yield);
+        news = finish_step(s, &step, rc, &yield);
         pthread_cond_signal(&s->idle);
+        if (news)
+            notify(s);
     }
     pthread_mutex_unlock(&s->lock);
     return NULL;

@@ -45,9 +45,9 @@ struct sender_options {
     bool raw; /* whole pages only, as the published algorithm sends them: EFFORT_RAW for good */
 };
 
-/* options: copied. notify_fd: an eventfd (borrowed) written whenever the report changes or chunks
- * became free. max_epochs: how many epochs may be queued, at least 1; feeding more returns -EBUSY.
- */
+/* options: copied. notify_fd: an eventfd (borrowed) written when an epoch was sent, after an error,
+ * and when chunks became free that somebody had asked for in vain. max_epochs: how many epochs may
+ * be queued, at least 1; feeding more returns -EBUSY. */
 int sender_new(struct stage_pool *pool, unsigned max_epochs, int notify_fd,
                const struct sender_options *options, struct sender **ret_sender) US_MUST_CHECK;
 

@@ -17,6 +17,7 @@ struct stage_pool {
     struct stage_chunk *free;   /* under lock */
     size_t n_fresh;             /* under lock; chunks[n_chunks - n_fresh ...] were never used */
     size_t n_free;              /* under lock; fresh ones included */
+    bool wanted;                /* under lock; there was none for somebody */
     size_t n_chunks;
     uint8_t *bytes;
     size_t n_bytes;
@@ -63,6 +64,8 @@ struct stage_chunk *stage_pool_get(struct stage_pool *pool)
     }
     if (chunk)
         pool->n_free--;
+    else
+        pool->wanted = true;
     pthread_mutex_unlock(&pool->lock);
     if (chunk) {
         chunk->next = NULL;
@@ -72,9 +75,13 @@ struct stage_chunk *stage_pool_get(struct stage_pool *pool)
     return chunk;
 }
 
-void stage_pool_put(struct stage_pool *pool, struct stage_chunk *list)
+bool stage_pool_put(struct stage_pool *pool, struct stage_chunk *list)
 {
+    bool wanted;
+
     pthread_mutex_lock(&pool->lock);
+    wanted = list && pool->wanted;
+    pool->wanted = pool->wanted && !wanted;
     while (list) {
         struct stage_chunk *next = list->next;
 
@@ -84,6 +91,7 @@ void stage_pool_put(struct stage_pool *pool, struct stage_chunk *list)
         list = next;
     }
     pthread_mutex_unlock(&pool->lock);
+    return wanted;
 }
 
 size_t stage_pool_free_chunks(struct stage_pool *pool)

@@ -2,6 +2,7 @@
 #ifndef US_IO_STAGE_H
 #define US_IO_STAGE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -28,8 +29,9 @@ struct stage_pool *stage_pool_new(uint64_t bytes);
 /* An empty chunk, or NULL when all are out. The caller gives it back with put. Does not block. */
 struct stage_chunk *stage_pool_get(struct stage_pool *pool);
 
-/* Gives a list of chunks (linked by next, NULL allowed) back. */
-void stage_pool_put(struct stage_pool *pool, struct stage_chunk *list);
+/* Gives a list of chunks (linked by next, NULL allowed) back. Returns true when somebody has asked
+ * in vain since chunks were given back last, and may be waiting. */
+bool stage_pool_put(struct stage_pool *pool, struct stage_chunk *list);
 
 /* Chunks free now, and in all. */
 size_t stage_pool_free_chunks(struct stage_pool *pool);

@@ -72,11 +72,14 @@ struct receiver {
     struct wire_msg msg;
 };
 
+/* Lets go of the lock: the main thread, which preempts this one, would only run into it. */
 static void notify(struct receiver *r)
 {
     uint64_t one = 1;
 
+    pthread_mutex_unlock(&r->lock);
     (void)!write(r->notify_fd, &one, sizeof(one)); /* a full eventfd is readable as well */
+    pthread_mutex_lock(&r->lock);
 }
 
 /* Empties an epoch; the state's memory is kept for the next. */
@@ -347,8 +350,8 @@ static void *receiver_thread(void *arg)
         else
             work_apply(r);
         r->busy = WORK_NONE;
-        notify(r);
         pthread_cond_broadcast(&r->idle);
+        notify(r);
     }
     pthread_mutex_unlock(&r->lock);
     return NULL;

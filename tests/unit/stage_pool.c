@@ -36,10 +36,10 @@ static void chunks_are_distinct_and_bounded(void **state)
     for (int i = 0; i < 3; i++)
         for (int k = 0; k < CHUNK_BYTES; k += 511)
             assert_int_equal(got[i]->bytes[k], i + 1);
-    got[0]->next = got[1];
     got[1]->next = got[2];
-    stage_pool_put(pool, got[0]);
-    stage_pool_put(pool, NULL);
+    assert_false(stage_pool_put(pool, NULL));
+    assert_true(stage_pool_put(pool, got[0])); /* one was asked for in vain */
+    assert_false(stage_pool_put(pool, got[1]));
     assert_int_equal(stage_pool_free_chunks(pool), 3);
     stage_pool_close(pool);
 }
