@@ -93,8 +93,8 @@ struct primary {
     char wanted[WIRE_NAME_BYTES]; /* host that shall be standby; "" = unprotected on purpose */
     char peer[WIRE_NAME_BYTES];   /* host of the session that is or was last tried */
     enum primary_link link;
-    uint64_t peer_seen_ns;  /* LINK_UP: when the standby was last heard; later by as much as we
-                             * have stood still since */
+    uint64_t peer_seen_ns;  /* LINK_UP: when the standby was last heard, plus what we have stood
+                             * still since */
     uint64_t connect_at_ns; /* LINK_NONE: when to try next; CORE_NEVER = do not */
 
     uint64_t next_epoch; /* number of the next epoch to cut */

@@ -40,10 +40,9 @@ struct standby {
 
     enum standby_state state;
     bool link_up;
-    uint64_t
-        peer_seen_ns; /* when it was last heard; later by as much as we have stood still since */
-    uint64_t epoch;   /* newest whole epoch here; 0 = none */
-    uint64_t right;   /* its pair term; 0 = no right to take over */
+    uint64_t peer_seen_ns; /* when it was last heard, plus what we have stood still since */
+    uint64_t epoch;        /* newest whole epoch here; 0 = none */
+    uint64_t right;        /* its pair term; 0 = no right to take over */
 
     uint64_t claimed; /* highest term for which a claim was ever sent; 0 = none */
     bool forced;      /* CLAIMING: wanted by an operator or the primary itself, which lives */
