@@ -150,7 +150,7 @@ int confine_early(struct err *err)
 
 static int add_rules(scmp_filter_ctx filter)
 {
-    const struct scmp_arg_cmp not_itself = SCMP_A0(SCMP_CMP_NE, 0);
+    const struct scmp_arg_cmp not_itself = SCMP_A0(SCMP_CMP_NE, 0, 0);
     int r = seccomp_attr_set(filter, SCMP_FLTATR_CTL_TSYNC, 1);
 
     if (r == 0) /* a thread sets its own priority, and nobody else's */

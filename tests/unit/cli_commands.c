@@ -194,7 +194,8 @@ static void test_recover_backed(void **state)
     for (size_t i = 0; i < 2; i++) {
         static const char *const vms[] = {"recovered", "refused"};
 
-        spec = (struct vm_spec){.memory_bytes = 64 << 20, .cpus = 1, .kernel = "/k"};
+        spec = (struct vm_spec){
+            .memory_bytes = 64 << 20, .cpus = 1, .kernel = "/k", .virtio = VM_VIRTIO_LEGACY};
         strcpy(spec.name, vms[i]);
         spec.protect = (struct vm_protect){
             .standby = "hostb",

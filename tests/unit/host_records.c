@@ -26,6 +26,7 @@ static int setup(void **state)
                             .memory_bytes = 64 << 20,
                             .cpus = 1,
                             .kernel = "/k",
+                            .virtio = VM_VIRTIO_LEGACY,
                             .protect = {.standby = "hostb",
                                         .interval_min_ns = 5000000,
                                         .interval_max_ns = 500000000,

@@ -90,7 +90,9 @@ static int feed(bool all)
     int rc = -EBUSY;
 
     receiver_report_get(rig.receiver, &report);
-    if (stage_pool_free_chunks(rig.send_pool) && guest.epoch - report.applied_epoch < KEPT - 1)
+    /* All of them make up for what got lost, so nobody will ask for what was before. */
+    if (stage_pool_free_chunks(rig.send_pool) &&
+        (all || guest.epoch - report.applied_epoch < KEPT - 1))
         rc = sender_begin(rig.sender, guest.epoch + 1, 1, NULL);
     if (rc)
         return rc;
