@@ -28,7 +28,7 @@ static const int kept[] = {
     CAP_CHOWN,        /* launch: files for the hypervisor's user */
     CAP_SETUID,       /* launch */
     CAP_SETGID,       /* launch */
-    CAP_SYS_NICE,     /* real-time priority, also for a thread that is started later */
+    CAP_SYS_NICE,     /* real-time priority */
 };
 
 static const char *const refused[] = {

@@ -198,7 +198,7 @@ static void late_refuses_in_all_threads(void **state)
     in_child(late_refuses_body);
 }
 
-/* As the thread does that handles the guest's writes to protected pages. */
+/* Its own priority is a thread's own business. */
 static void *raise_priority(void *arg)
 {
     struct sched_param param;

@@ -21,17 +21,6 @@ def protect_again(lab, primary, standby):
     lab.wait_state(primary, "protected", 40)
 
 
-def check_priority(lab, host):
-    """A thread for which the guest's vCPUs wait does not wait behind them."""
-    folder = f"/proc/{lab.status(host)['pid']}/task"
-    policies = {}
-    for thread in os.listdir(folder):
-        with open(f"{folder}/{thread}/comm", encoding="ascii") as name:
-            policies[name.read().strip()] = os.sched_getscheduler(int(thread))
-    expect(policies.get("us-faults") == os.SCHED_RR | os.SCHED_RESET_ON_FORK,
-           f"policies of threads: {policies}")
-
-
 def fail_over(times, tracking=""):
     """Hosts die `times` times. Returns a comment."""
     moments = random.Random(SEED)
@@ -48,8 +37,6 @@ def fail_over(times, tracking=""):
             lab.check_keeper()
             protect_again(lab, standby, primary)
             expect(f"dirty tracking: {tracking}" in lab.log(standby), f"not tracked {tracking}")
-            if "synchronous" in tracking.split():
-                check_priority(lab, standby)
             primary = standby
         figures = ledger.check()
         lab.check_keeper()
