@@ -39,7 +39,8 @@ struct transport {
 };
 
 /* Sets up a TCP socket for a transport: TCP_NODELAY, keep-alive off (heartbeats do that), broken
- * when the peer has taken nothing for 3 s. */
+ * when the peer has taken nothing for 3 s. From Linux 6.15 on, what got lost is sent again after a
+ * round trip and 20 ms, instead of 200. */
 void transport_tune(int fd);
 
 /* The shortest round trip that TCP has seen on this socket lately, in ns; 0 = not known. */

@@ -301,6 +301,26 @@ static void round_trip_of_no_network(void **state)
         close(fd[i]);
 }
 
+/* What is lost is sent again within the patience of a standby, and what is not is answered sooner
+ * than that. */
+static void retransmits_soon(void **state)
+{
+    enum { RTO_MIN_US = 45, DELACK_MAX_US = 46 }; /* Linux 6.15, uapi/linux/tcp.h */
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), retry_us = 0, answer_us = 0;
+    socklen_t n = sizeof(int);
+
+    if (getsockopt(fd, IPPROTO_TCP, RTO_MIN_US, &retry_us, &n) < 0) {
+        close(fd);
+        skip();
+    }
+    transport_tune(fd);
+    assert_int_equal(getsockopt(fd, IPPROTO_TCP, RTO_MIN_US, &retry_us, &n), 0);
+    assert_int_equal(getsockopt(fd, IPPROTO_TCP, DELACK_MAX_US, &answer_us, &n), 0);
+    assert_in_range(retry_us, 1, 50000);
+    assert_in_range(answer_us, 1, retry_us / 2);
+    close(fd);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -315,6 +335,7 @@ int main(void)
         cmocka_unit_test(shutdown_ends_a_blocked_read),
         cmocka_unit_test(round_trip_is_the_shortest),
         cmocka_unit_test(round_trip_of_no_network),
+        cmocka_unit_test(retransmits_soon),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
