@@ -264,8 +264,7 @@ static void copy(struct guard *g)
     c->now.copy_ns += clock_now_ns() - since;
     if (!done)
         return; /* capture_continue() when the sender has given some back */
-    if (!is_remus(g))
-        g->body->ops->dirty_settle(g->body->vm);
+    g->body->ops->dirty_settle(g->body->vm);
     fault_point("guard.copied");
     /* What the guest sent up to here was sent before this checkpoint: it covers it. */
     output_take(g->output);

@@ -28,7 +28,8 @@
 
 enum {
     PAGES = 4096,
-    SIGNALS = 200, /* fits an exit status */
+    REGION_PAGES = 1024, /* as in dirty.c */
+    SIGNALS = 200,       /* fits an exit status */
     STRANGER = 64110,
 };
 #define RAM_BYTES (PAGES * VM_PAGE_BYTES)
@@ -164,6 +165,39 @@ static void reports_exactly_what_was_written(void **state)
 {
     for (unsigned way = 0; next_way(&way);)
         reports_what_was_written(way);
+}
+
+/* The pages that are cold when one of the first region is written before every nth take, in the
+ * long run. */
+static uint64_t cold_when_written_every(struct dirty *d, const struct ram *ram, unsigned nth)
+{
+    bool flags[PAGES];
+
+    for (unsigned i = 0; i < 1000; i++) {
+        if (i % nth == 0)
+            ram->bytes[i % REGION_PAGES * VM_PAGE_BYTES]++;
+        assert_int_equal(take(d, flags), i % nth == 0);
+        dirty_settle(d, NS_PER_S);
+    }
+    return dirty_cold_pages(d);
+}
+
+/* A fault costs the guest as much as scanning many regions. */
+static void seldom_written_is_cold(void **state)
+{
+    struct ram ram = ram_new();
+    struct dirty *d;
+
+    if ((ways_here & DIRTY_BOTH) != DIRTY_BOTH) {
+        ram_free(&ram);
+        skip();
+    }
+    d = track_self(&ram, DIRTY_BOTH);
+    assert_int_equal(cold_when_written_every(d, &ram, 100), PAGES);
+    assert_int_equal(cold_when_written_every(d, &ram, 4), PAGES - REGION_PAGES);
+    assert_int_equal(cold_when_written_every(d, &ram, 100), PAGES);
+    dirty_free(d);
+    ram_free(&ram);
 }
 
 static void sees_writes_by_the_kernel(unsigned way)
@@ -528,6 +562,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(reports_exactly_what_was_written),
+        cmocka_unit_test(seldom_written_is_cold),
         cmocka_unit_test(sees_writes_of_the_kernel),
         cmocka_unit_test(refuses_nonsense),
         cmocka_unit_test(finds_a_mapping_in_pieces),

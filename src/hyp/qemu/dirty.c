@@ -23,10 +23,15 @@ enum {
     PARTS = 16,               /* of a take */
     PARALLEL_PAGES = 1 << 16, /* to scan: less is not worth waking anybody */
     POOL_PAGES_MIN = 1 << 18, /* of memory: less needs no pool */
-    /* A region's heat is a moving average over about 8 takes of its dirty pages, times 64. A scan
-     * of a region costs as much as some three synchronous faults, so: */
-    HEAT_WARM = 4 * 64, /* more: it becomes hot */
-    HEAT_COOL = 64 / 4, /* less: cold */
+    /* A region's heat is a moving average over about HEAT_TAKES takes of its dirty pages, in units
+     * of 1/HEAT_ONE. A scan of a region takes 2 us; a synchronous fault costs the guest 3.5 us
+     * while the watch's thread is awake on a core, and 50 us when a core has to wake up for it, so:
+     */
+    HEAT_ONE = 1 << 18,
+    HEAT_TAKES = 64,
+    HEAT_WARM = HEAT_ONE / 8,  /* more: it becomes hot */
+    HEAT_COOL = HEAT_ONE / 32, /* less: cold */
+    HEAT_MAX = HEAT_ONE / 4,   /* no hotter, so that what is over is soon forgotten */
 };
 
 struct region {
@@ -232,7 +237,10 @@ static void update_heat(struct dirty *d)
     for (uint64_t i = 0; i < d->n_regions; i++) {
         struct region *region = &d->regions[i];
 
-        region->heat += region->found * 8 - region->heat / 8;
+        region->heat -= region->heat / HEAT_TAKES;
+        region->heat += region->found * (HEAT_ONE / HEAT_TAKES);
+        if (region->heat > HEAT_MAX)
+            region->heat = HEAT_MAX;
         region->found = 0;
     }
 }
