@@ -72,7 +72,6 @@ class FaultLab:
     """Used as `with FaultLab() as lab`. `primary`, `standby`: the hosts as they are now."""
 
     def __init__(self, name):
-        os.environ["UNDERSTUDY_DIRTY"] = "both"  # as for a large guest
         self.rig = Rig(name)
         self.primary, self.standby = HOSTS
         self.supervisor = self.ledger = self.acks = self.options = None

@@ -19,14 +19,14 @@
  *   page table lock: a page is either reported and clean, or not reported and still dirty. Pages
  *   that were never touched count as written until they are marked (UFFD_FEATURE_WP_UNPOPULATED);
  *   the first protection marks all. A first write is cheap, but a scan costs what there is.
- * - Synchronous write protection (fault_watch.h): a first write costs the guest more than twice as
+ * - Synchronous write protection (fault_watch.h): a first write costs the guest 4 to 60 times as
  *   much, but nothing is scanned. All that there is before Linux 6.7.
  *
  * Given both, memory is divided into regions, each tracked the one way (hot) or the other (cold).
  * It begins cold. Each take counts a region's dirty pages; dirty_settle(), called while nobody
- * writes, moves a few regions to where they cost less: a cold one with many first writes becomes
- * hot, a hot one where hardly anything was found for a while becomes cold. A region moves without a
- * dirty page in it, and nothing is written meanwhile, so nothing is missed.
+ * writes, moves a few regions to where they cost less: a cold one that is written to more than now
+ * and then becomes hot, a hot one where nothing was found for a while becomes cold. A region moves
+ * without a dirty page in it, and nothing is written meanwhile, so nothing is missed.
  *
  * A process that dies takes its page tables along; a scan then fails with -ESRCH and never passes
  * off a dead process as one that wrote nothing.

@@ -8,23 +8,21 @@
 #include "hyp/qemu/vm.h"
 #include "io/log.h"
 
-/* Which way of dirty tracking a VM gets (dirty.h). The kernel's answer decides, and the size: a
- * scan of less than LARGE_BYTES costs less than a millisecond, and asynchronous tracking alone
- * leaves the guest free of us. */
+/* Which way of dirty tracking a VM gets (dirty.h): both, where the kernel can. */
 
-enum { LARGE_BYTES = 1 << 30, SETTLE_NS = 200000 };
+enum { SETTLE_NS = 200000 };
 
-static unsigned ways_wanted(uint64_t n_bytes)
+static unsigned ways_wanted(void)
 {
 #ifdef US_FAULT_POINTS
     const char *forced = getenv("UNDERSTUDY_DIRTY"); /* tests */
 
     if (forced && strcmp(forced, "sync") == 0)
         return DIRTY_SYNC;
-    if (forced && strcmp(forced, "both") == 0)
-        return DIRTY_BOTH;
+    if (forced && strcmp(forced, "async") == 0)
+        return DIRTY_ASYNC;
 #endif
-    return n_bytes >= LARGE_BYTES ? DIRTY_BOTH : DIRTY_ASYNC;
+    return DIRTY_BOTH;
 }
 
 static const char *name_of(unsigned ways)
@@ -62,7 +60,7 @@ static int start(struct hyp_vm *vm, uint64_t base, unsigned ways, struct err *er
 
 int vm_track(struct hyp_vm *vm, struct err *err)
 {
-    unsigned ways = ways_wanted(vm->ram_bytes);
+    unsigned ways = ways_wanted();
     uint64_t base;
     int r;
 
