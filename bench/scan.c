@@ -21,7 +21,7 @@ enum {
     WRITTEN = 1000,     /* pages in a run */
     CANDIDATES = 16384, /* pages that are ever written: memory may be sparse */
     NEAR_PAGES = 16384, /* ... in so many, or in all there are */
-    WARM_UP = 80,       /* runs, until regions are where they belong */
+    WARM_UP = 200,      /* runs, until regions are where they belong, in no hurry */
     SETTLE_NS = 200000, /* as in track.c */
 };
 
@@ -148,7 +148,7 @@ static void run(struct memory *m, bool print, const struct config *config, unsig
         fail("dirty_take");
     take_ns = (double)(clock_now_ns() - since);
     since = clock_now_ns();
-    dirty_settle(m->dirty, SETTLE_NS);
+    dirty_settle(m->dirty, print ? SETTLE_NS : NS_PER_S);
     settle_ns = (double)(clock_now_ns() - since);
     if (print)
         printf("{\"mib\": %u, \"config\": \"%s\", \"near\": %s, \"scan_ms\": %.4f,"

@@ -31,7 +31,8 @@ enum {
     HEAT_TAKES = 64,
     HEAT_WARM = HEAT_ONE / 8,  /* more: it becomes hot */
     HEAT_COOL = HEAT_ONE / 32, /* less: cold */
-    HEAT_MAX = HEAT_ONE / 4,   /* no hotter, so that what is over is soon forgotten */
+    HEAT_START = HEAT_ONE / 16,
+    HEAT_MAX = HEAT_ONE / 4, /* no hotter, so that what is over is soon forgotten */
 };
 
 struct region {
@@ -299,6 +300,12 @@ static void lost(struct dirty *d, int r)
     log_error("dirty tracking has failed: a region of memory cannot be moved: errno %d", -r);
 }
 
+static void stop_moving(struct dirty *d, int r)
+{
+    d->settled = true;
+    log_info("dirty tracking: regions of memory stay as they are: errno %d", -r);
+}
+
 static void make_hot(struct dirty *d, uint64_t region)
 {
     int r;
@@ -307,7 +314,7 @@ static void make_hot(struct dirty *d, uint64_t region)
         return;
     r = fault_watch_remove(d->watch, region);
     if (r < 0) {
-        d->settled = true;
+        stop_moving(d, r);
         return;
     }
     r = async_add(d, region_first(d, region), region_first(d, region + 1));
@@ -330,14 +337,19 @@ static void make_cold(struct dirty *d, uint64_t region)
     if (scan(d, first, end, 0, run, 1, &next) != 0)
         return; /* written since it was taken, which should not be: its mark must not get lost */
     if (ioctl(d->async_fd, UFFDIO_UNREGISTER, &range) < 0) {
-        d->settled = true;
+        stop_moving(d, -errno);
         return;
     }
     r = fault_watch_add(d->watch, region, 1);
+    if (r == 0) {
+        d->regions[region].cold = true;
+        d->n_cold++;
+        return;
+    }
+    stop_moving(d, r);
+    r = async_add(d, first, end);
     if (r < 0)
         lost(d, r);
-    d->regions[region].cold = true;
-    d->n_cold++;
 }
 
 void dirty_settle(struct dirty *d, uint64_t budget_ns)
@@ -385,33 +397,38 @@ static int start_watch(struct dirty *d, int *sync_fd, struct err *err)
 
     if (r == 0)
         r = fault_watch_new(*sync_fd, d->base, d->n_pages, d->region_pages, &d->watch, err);
-    if (r < 0)
-        return r;
-    (void)take_fd(sync_fd); /* the watch has it */
+    if (r == 0)
+        (void)take_fd(sync_fd); /* the watch has it */
+    return r;
+}
+
+/* All regions begin hot, or are cold for ever. */
+static int start_regions(struct dirty *d)
+{
+    bool cold = d->async_fd < 0;
+
     for (uint64_t i = 0; i < d->n_regions; i++)
-        d->regions[i].cold = true;
-    d->n_cold = d->n_regions;
-    r = fault_watch_add(d->watch, 0, d->n_regions);
-    return r < 0 ? err_sys(err, r, "write protection of the guest's memory") : 0;
+        d->regions[i] = (struct region){.cold = cold, .heat = HEAT_START};
+    d->n_cold = cold ? d->n_regions : 0;
+    return cold ? fault_watch_add(d->watch, 0, d->n_regions) : async_add(d, 0, d->n_pages);
 }
 
 static int start(struct dirty *d, pid_t pid, int *sync_fd, struct err *err)
 {
     char path[32];
-    int r;
+    int r = 0;
 
     (void)snprintf(path, sizeof(path), "/proc/%d/pagemap", (int)pid);
     d->pagemap_fd = FAULTY("hyp.open-pagemap", open(path, O_RDONLY | O_CLOEXEC));
     if (d->pagemap_fd < 0)
         return err_sys(err, -errno, "%s", path);
-    if (d->async_fd >= 0) {
+    if (d->async_fd >= 0)
         r = dirty_enable(d->async_fd, dirty_async_features, err);
-        if (r < 0)
-            return r;
-    }
-    if (*sync_fd >= 0)
-        return start_watch(d, sync_fd, err);
-    r = async_add(d, 0, d->n_pages);
+    if (r == 0 && *sync_fd >= 0)
+        r = start_watch(d, sync_fd, err);
+    if (r < 0)
+        return r;
+    r = start_regions(d);
     return r < 0 ? err_sys(err, r, "write protection of the guest's memory") : 0;
 }
 

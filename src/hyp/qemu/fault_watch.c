@@ -204,7 +204,11 @@ int fault_watch_add(struct fault_watch *w, uint64_t region, uint64_t n)
     pthread_mutex_unlock(&w->lock);
     /* Not under the lock: it takes long for much memory, and a write to what is protected already
      * must not wait for it. */
-    return r < 0 ? r : protect(w, first, end, UFFDIO_WRITEPROTECT_MODE_WP);
+    if (r == 0)
+        r = protect(w, first, end, UFFDIO_WRITEPROTECT_MODE_WP);
+    for (uint64_t i = region; r < 0 && i < region + n; i++)
+        (void)!fault_watch_remove(w, i);
+    return r;
 }
 
 static void forget(struct fault_watch *w, uint64_t first, uint64_t end)

@@ -40,8 +40,8 @@ int fault_watch_new(int uffd, uint64_t base, uint64_t n_pages, uint64_t region_p
                     struct fault_watch **ret_watch, struct err *err) US_MUST_CHECK;
 
 /* Watches n regions from `region` on, which no userfaultfd has now; all their pages are clean
- * afterwards. What is written to them during the call may stay unseen. Returns 0 or -errno: some
- * may be watched then. */
+ * afterwards. What is written to them during the call may stay unseen. Returns 0, or -errno:
+ * none is watched then, unless the kernel refuses that, too. */
 int fault_watch_add(struct fault_watch *watch, uint64_t region, uint64_t n) US_MUST_CHECK;
 
 /* Ends the watch over one region, whose bits are forgotten. Returns 0, or -errno: it goes on. */
