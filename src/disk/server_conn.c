@@ -76,10 +76,9 @@ static void expect_request(struct connection *c)
 
 static void break_connection(struct connection *c, const char *why)
 {
-    unsigned long long suppressed;
-
-    if (!c->ended && log_limit_pass(&c->disk->server->breaks, &suppressed))
-        log_warning("%s: client disconnected: %s", c->disk->image->path, why);
+    if (!c->ended)
+        log_limited(&c->disk->server->breaks, LOG_WARNING, "%s: client disconnected: %s",
+                    c->disk->image->path, why);
     c->ended = true;
 }
 

@@ -373,7 +373,8 @@ static int setup_pipeline(struct guard *g, struct err *err)
     r = capture_setup(g);
     if (r < 0)
         return err_sys(err, r, "capture");
-    r = sender_new(g->pool, IN_FLIGHT_MAX + SEEDS_IN_FLIGHT, g->sender_notify, &options, &g->sender);
+    r = sender_new(g->pool, IN_FLIGHT_MAX + SEEDS_IN_FLIGHT, g->sender_notify, &options,
+                   &g->sender);
     if (r < 0)
         return err_sys(err, r, "sender");
     r = resync_setup(g, err);

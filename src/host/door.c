@@ -100,18 +100,13 @@ static void noise(struct knock *k, enum noise kind, const char *fmt, ...) US_PRI
 
 static void noise(struct knock *k, enum noise kind, const char *fmt, ...)
 {
-    unsigned long long suppressed;
-    char text[256], more[64] = "";
+    char text[256];
     va_list ap;
 
-    if (!log_limit_pass(&k->door->noises[kind], &suppressed))
-        return;
     va_start(ap, fmt);
     (void)vsnprintf(text, sizeof(text), fmt, ap);
     va_end(ap);
-    if (suppressed)
-        (void)snprintf(more, sizeof(more), " (%llu more like this before)", suppressed);
-    log_warning("connection from %s: %s%s", k->address, text, more);
+    log_limited(&k->door->noises[kind], LOG_WARNING, "connection from %s: %s", k->address, text);
 }
 
 /* Answers the hello. False: the connection broke. */

@@ -68,3 +68,19 @@ int log_limit_pass(struct log_limit *limit, unsigned long long *ret_suppressed)
     limit->suppressed = 0;
     return 1;
 }
+
+void log_limited(struct log_limit *limit, int priority, const char *fmt, ...)
+{
+    unsigned long long suppressed;
+    char text[1024], more[64] = "";
+    va_list ap;
+
+    if (!log_limit_pass(limit, &suppressed))
+        return;
+    va_start(ap, fmt);
+    (void)vsnprintf(text, sizeof(text), fmt, ap);
+    va_end(ap);
+    if (suppressed)
+        (void)snprintf(more, sizeof(more), " (%llu more like this before)", suppressed);
+    log_line(priority, "%s%s", text, more);
+}

@@ -34,4 +34,7 @@ struct log_limit {
  */
 int log_limit_pass(struct log_limit *limit, unsigned long long *ret_suppressed);
 
+/* log_line(), if it may: with how many such lines were not logged since the last one, if any. */
+void log_limited(struct log_limit *limit, int priority, const char *fmt, ...) US_PRINTF(3, 4);
+
 #endif

@@ -115,10 +115,8 @@ static void client_drop(struct client *client)
 
 static void client_refuse(struct client *client, enum refusal kind, const char *why)
 {
-    unsigned long long n;
-
-    if (log_limit_pass(&client->server->log_refused[kind], &n))
-        log_warning("refused %s: %s (%llu such lines left out)", client->address, why, n);
+    log_limited(&client->server->log_refused[kind], LOG_WARNING, "refused %s: %s", client->address,
+                why);
     client_drop(client);
 }
 
@@ -237,20 +235,15 @@ static void log_reply(struct server *server, const char *host,
                       const struct err *err)
 {
     const struct arb_record *record = &reply->current;
-    unsigned long long n;
 
-    if (reply->status == WIRE_ARB_ERROR || reply->status == WIRE_ARB_REFUSED) {
-        if (log_limit_pass(&server->log_error, &n))
-            log_error("%s asked: %s (%llu such lines left out)", host, err->text, n);
-        return;
-    }
-    if (request->op != WIRE_ARB_CAS || !log_limit_pass(&server->log_swap, &n))
-        return;
-    log_info("%s: %s %s: term %llu, %s, owner \"%s\", standby \"%s\" (%llu such lines left out)",
-             request->vm, host,
-             reply->status == WIRE_ARB_DONE ? "swapped" : "came too late for a swap",
-             (unsigned long long)record->term, record->mode == ARB_PAIRED ? "paired" : "solo",
-             record->owner, record->standby, n);
+    if (reply->status == WIRE_ARB_ERROR || reply->status == WIRE_ARB_REFUSED)
+        log_limited(&server->log_error, LOG_ERR, "%s asked: %s", host, err->text);
+    else if (request->op == WIRE_ARB_CAS)
+        log_limited(&server->log_swap, LOG_INFO,
+                    "%s: %s %s: term %llu, %s, owner \"%s\", standby \"%s\"", request->vm, host,
+                    reply->status == WIRE_ARB_DONE ? "swapped" : "came too late for a swap",
+                    (unsigned long long)record->term,
+                    record->mode == ARB_PAIRED ? "paired" : "solo", record->owner, record->standby);
 }
 
 /* Fills in the answer to a message. 0; or -errno: there is none. */
@@ -282,7 +275,6 @@ static void on_message(void *user, const struct wire_msg *msg)
     struct server *server = client->server;
     struct wire_msg answer = {.epoch = msg->epoch};
     struct err err = {""};
-    unsigned long long n;
     int r;
 
     if (server->failed || !client->member) {
@@ -303,8 +295,8 @@ static void on_message(void *user, const struct wire_msg *msg)
         log_error("giving up, so that nothing wrong is answered: %s", err.text);
         server->failed = true;
         (void)sd_event_exit(server->event, EXIT_FAILURE); /* fails only when already exiting */
-    } else if (log_limit_pass(&server->log_error, &n)) {
-        log_error("%s asked: %s (%llu such lines left out)", client->address, err.text, n);
+    } else {
+        log_limited(&server->log_error, LOG_ERR, "%s asked: %s", client->address, err.text);
     }
     client_drop(client);
 }
@@ -313,16 +305,14 @@ static void on_broken(void *user, const char *why)
 {
     struct client *client = user;
     struct server *server = client->server;
-    unsigned long long n;
 
     if (!client->member) {
         client_refuse(client, client->unknown ? REFUSED_KEY : REFUSED_TLS,
                       client->unknown ? "its key is not allowed" : why);
         return;
     }
-    if (log_limit_pass(&server->log_broken, &n))
-        log_info("connection of %s ended: %s (%llu such lines left out)",
-                 server->hosts->host[client->host].name, why, n);
+    log_limited(&server->log_broken, LOG_INFO, "connection of %s ended: %s",
+                server->hosts->host[client->host].name, why);
     client_drop(client);
 }
 
