@@ -133,11 +133,12 @@ struct hyp_ops {
     int (*checkpoint)(struct hyp_vm *vm, struct err *err) US_MUST_CHECK;
 
     /* Takes all dirty pages: appends them to `list` in ascending order and marks exactly those
-     * clean. On a stopped VM this is the exact dirty set. On a running one, a page that is written
-     * after it was taken is dirty again: so whoever copies the pages after the call has each of
-     * them right, or will find it in the next take. Does not block. Returns 0, or -errno (-ESRCH:
-     * the VM is gone; -ENOMEM), and then pages may be marked clean and not be in the list: nothing
-     * taken since the last checkpoint makes another one, and after track() a full copy is due. */
+     * clean. A few next to them may be among them that were not written. On a stopped VM all that
+     * were written are. On a running one, a page that is written after it was taken is dirty again:
+     * so whoever copies the pages after the call has each of them right, or will find it in the
+     * next take. Does not block. Returns 0, or -errno (-ESRCH: the VM is gone; -ENOMEM), and then
+     * pages may be marked clean and not be in the list: nothing taken since the last checkpoint
+     * makes another one, and after track() a full copy is due. */
     int (*dirty_take)(struct hyp_vm *vm, struct run_list *list) US_MUST_CHECK;
 
     /* To be called when all that was dirty is taken and copied, and the VM still stands still: lets

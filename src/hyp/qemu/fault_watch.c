@@ -21,6 +21,8 @@
 enum {
     MESSAGES = 32, /* read at a time */
     WORD_PAGES = 64,
+    STREAMS = 4, /* of writes that go on from page to page */
+    AHEAD_MAX_PAGES = 32,
 };
 
 const uint64_t fault_watch_features =
@@ -29,6 +31,11 @@ const uint64_t fault_watch_features =
 struct region {
     _Atomic uint32_t n_written; /* bits that are set */
     bool watched;
+};
+
+struct stream {
+    uint64_t next;        /* page where it will fault if it goes on */
+    uint64_t ahead_pages; /* to be let go then */
 };
 
 struct fault_watch {
@@ -40,6 +47,8 @@ struct fault_watch {
     pthread_mutex_t lock; /* of the bits and regions, and what they say of pages */
     struct region *regions;
     uint64_t *bits;
+    struct stream streams[STREAMS]; /* of our thread */
+    unsigned stream_next;           /* to give up for another one */
 };
 
 static uint64_t region_end(const struct fault_watch *w, uint64_t region)
@@ -97,23 +106,49 @@ static void give_up(struct fault_watch *w, int error)
     }
 }
 
+/* Up to where a fault at `page` lets the writer go on. Writes that go on from page to page are let
+ * further ahead with each fault, which costs them more than a page too many costs us. */
+static uint64_t ahead(struct fault_watch *w, uint64_t page)
+{
+    uint64_t end = region_end(w, page / w->region_pages), n_pages = 1;
+    struct stream *stream = NULL;
+
+    for (unsigned i = 0; i < STREAMS && !stream; i++)
+        if (w->streams[i].next == page)
+            stream = &w->streams[i];
+    if (stream) {
+        n_pages = stream->ahead_pages;
+        if (n_pages < AHEAD_MAX_PAGES)
+            stream->ahead_pages *= 2;
+    } else {
+        stream = &w->streams[w->stream_next++ % STREAMS];
+        stream->ahead_pages = 1;
+    }
+    if (end > page + n_pages)
+        end = page + n_pages;
+    stream->next = end;
+    return end;
+}
+
 /* A thread waits to write to a page. Called with the lock. */
 static int on_fault(struct fault_watch *w, uint64_t address)
 {
-    uint64_t page = (address - w->base) / VM_PAGE_BYTES;
+    uint64_t page = (address - w->base) / VM_PAGE_BYTES, end;
     struct region *region;
-    uint64_t bit = UINT64_C(1) << page % WORD_PAGES;
 
     if (address < w->base || page >= w->n_pages)
         return -EPROTO;
     region = &w->regions[page / w->region_pages];
     if (!region->watched) /* it was let go, and who waited woken, before we read the message */
         return 0;
-    if (!(w->bits[page / WORD_PAGES] & bit)) {
-        w->bits[page / WORD_PAGES] |= bit;
-        region->n_written++;
+    end = ahead(w, page);
+    for (uint64_t i = page; i < end; i++) {
+        uint64_t bit = UINT64_C(1) << i % WORD_PAGES;
+
+        region->n_written += !(w->bits[i / WORD_PAGES] & bit);
+        w->bits[i / WORD_PAGES] |= bit;
     }
-    return fault_error("hyp.lift") ?: protect(w, page, page + 1, 0);
+    return fault_error("hyp.lift") ?: protect(w, page, end, 0);
 }
 
 static int read_faults(struct fault_watch *w)
@@ -175,7 +210,8 @@ int fault_watch_new(int uffd, uint64_t base, uint64_t n_pages, uint64_t region_p
                               .region_pages = region_pages,
                               .n_regions = n_regions,
                               .regions = regions,
-                              .bits = bits};
+                              .bits = bits,
+                              .streams = {[0 ... STREAMS - 1] = {.ahead_pages = 1}}};
     lock_init(&w->lock);
     r = thread_start(&w->thread, "us-faults", watch_thread, w);
     if (r < 0)

@@ -16,7 +16,8 @@
  * so lets the writer go on. A bit is set exactly while its page is unprotected: both change under
  * one lock, so that a page that is taken (protected, its bit cleared) faults again at the next
  * write. Nothing is ever scanned: a take costs what was written, the guest some microseconds for
- * each first write.
+ * each first write. Where writes go on from page to page, up to 32 are let go at once, and count as
+ * written.
  *
  * The writer may be the kernel, when it reads from a file or a socket into the memory for the
  * process, or when KVM runs a vCPU: the userfaultfd must be one that handles the kernel's faults
