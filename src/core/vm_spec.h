@@ -67,7 +67,7 @@ enum vm_outrun {
     VM_OUTRUN_SOLO,         /* it goes on unprotected, with an alarm */
 };
 
-enum { VM_SLOWDOWN_DEFAULT_PERMILLE = 100 };
+enum { VM_SLOWDOWN_DEFAULT_PERMILLE = 70 };
 
 struct vm_protect {
     char standby[HOST_NAME_BYTES]; /* "" = do not protect */
