@@ -22,7 +22,7 @@ enum {
     REGIONS_MAX = 16384,      /* each may be a mapping of its own; the kernel allows 65,530 */
     PARTS = 16,               /* of a take */
     PARALLEL_PAGES = 1 << 16, /* to scan: less is not worth waking anybody */
-    POOL_PAGES_MIN = 1 << 18, /* of memory: less needs no pool */
+    MUCH_PAGES = 1 << 18,     /* of memory: less needs no pool of threads, and begins hot */
     /* A region's heat is a moving average over about HEAT_TAKES takes of its dirty pages, in units
      * of 1/HEAT_ONE. A scan of a region takes 2 us; a synchronous fault costs the guest 3.5 us
      * while the watch's thread is awake on a core, and 50 us when a core has to wake up for it, so:
@@ -402,10 +402,11 @@ static int start_watch(struct dirty *d, int *sync_fd, struct err *err)
     return r;
 }
 
-/* All regions begin hot, or are cold for ever. */
+/* Little memory begins hot. Much of it begins cold, since a scan of it takes longer than a guest
+ * may stand still; without the asynchronous way it stays so. */
 static int start_regions(struct dirty *d)
 {
-    bool cold = d->async_fd < 0;
+    bool cold = d->async_fd < 0 || (d->watch && d->n_pages >= MUCH_PAGES);
 
     for (uint64_t i = 0; i < d->n_regions; i++)
         d->regions[i] = (struct region){.cold = cold, .heat = HEAT_START};
@@ -447,7 +448,7 @@ static int new_dirty(const struct dirty_target *target, struct dirty **ret_dirty
         d->region_pages *= 2;
     d->n_regions = (d->n_pages - 1) / d->region_pages + 1;
     d->regions = calloc(d->n_regions, sizeof(*d->regions));
-    if (!d->regions || ((target->n_threads || d->n_pages >= POOL_PAGES_MIN) &&
+    if (!d->regions || ((target->n_threads || d->n_pages >= MUCH_PAGES) &&
                         parallel_new(target->n_threads, &d->parallel) < 0)) {
         dirty_free(d);
         return -ENOMEM;

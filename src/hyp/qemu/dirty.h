@@ -23,10 +23,11 @@
  *   much, but nothing is scanned. All that there is before Linux 6.7.
  *
  * Given both, memory is divided into regions, each tracked the one way (hot) or the other (cold).
- * It begins hot. Each take counts a region's dirty pages; dirty_settle(), called while nobody
- * writes, moves a few regions to where they cost less: a cold one that is written to more than now
- * and then becomes hot, a hot one where nothing was found for a while becomes cold. A region moves
- * without a dirty page in it, and nothing is written meanwhile, so nothing is missed.
+ * It begins hot, from 1 GiB on cold. Each take counts a region's dirty pages; dirty_settle(),
+ * called while nobody writes, moves a few regions to where they cost less: a cold one that is
+ * written to more than now and then becomes hot, a hot one where nothing was found for a while
+ * becomes cold. A region moves without a dirty page in it, and nothing is written meanwhile, so
+ * nothing is missed.
  *
  * A process that dies takes its page tables along; a scan then fails with -ESRCH and never passes
  * off a dead process as one that wrote nothing.
